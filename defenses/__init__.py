@@ -1,0 +1,1 @@
+"""One defense a file; the file's name is the defense's name. See CONTRIBUTING.md."""

@@ -1,0 +1,87 @@
+"""Channels: how active each is on benign data, and how to silence one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from purebench.data import Split
+from purebench.errors import NotApplicable
+from purebench.evaluate import accuracy
+from purebench.layers import layer_outputs, norm_after, weight_layers
+
+
+@dataclass(eq=False)
+class Channels:
+    """The output channels of one convolution, with the BatchNorm behind it where there is one."""
+
+    name: str
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+
+    def __len__(self) -> int:
+        return self.conv.out_channels
+
+    @torch.no_grad()
+    def silence(self, channels: Tensor) -> None:
+        """Make these channels' outputs, after the norm, zero for every input."""
+        for module in (self.conv, self.norm):
+            if module is not None:
+                module.weight[channels] = 0
+                if module.bias is not None:
+                    module.bias[channels] = 0
+
+
+def last_channels(model: nn.Module, images: Tensor) -> Channels:
+    """Of the last convolution that data passes. NotApplicable where there is none."""
+    convs = [
+        (name, layer)
+        for name, layer in weight_layers(model, images)
+        if isinstance(layer, nn.Conv2d)
+    ]
+    if not convs:
+        raise NotApplicable("the network has no convolution")
+    name, conv = convs[-1]
+    return Channels(name, conv, norm_after(model, conv, images))
+
+
+def activity(model: nn.Module, channels: Channels, images: Tensor) -> Tensor:
+    """(C,) mean of each channel's output behind a ReLU, over uint8 images and positions."""
+    total, count = torch.zeros(len(channels), dtype=torch.float64), 0
+    for outputs in layer_outputs(model, channels.norm or channels.conv, images):
+        total += outputs.relu().double().mean((2, 3)).sum(0).cpu()
+        count += len(outputs)
+    return total / count
+
+
+def prune_within(
+    model: nn.Module, fit: Split, validation: Split, budget: float, steps: int
+) -> dict[str, object]:
+    """Silence the last convolution's channels, least active on ``fit`` first, as long as
+    accuracy on ``validation`` stays within ``budget`` of what it was. Returns the facts.
+
+    steps: at most so many tests of the accuracy.
+    """
+    channels = last_channels(model, fit.images)
+    active = activity(model, channels, fit.images)
+    order = active.argsort(stable=True)
+    floor = accuracy(model, validation) - budget
+    kept = model.state_dict()
+    kept = {name: value.clone() for name, value in kept.items()}
+    pruned = 0
+    for part in order.tensor_split(min(steps, len(order)))[:-1]:  # one part is left alive
+        channels.silence(part)
+        if accuracy(model, validation) < floor:
+            break
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        pruned += len(part)
+    model.load_state_dict(kept)
+    return {
+        "layer": channels.name,
+        "channels": len(channels),
+        "pruned": sorted(order[:pruned].tolist()),
+        "validation_floor": round(floor, 6),
+        "validation_accuracy": round(accuracy(model, validation), 6),
+    }

@@ -1,0 +1,1 @@
+"""Leaderboards: records -> tables. Pure functions: the same records give the same bytes."""

@@ -1,0 +1,97 @@
+"""Artifact: a backdoored network on disk, as safetensors with a JSON card. Nothing is unpickled.
+
+The card is written last and holds the sha256 of the tensors, which is verified before they are
+parsed: a card that is there and agrees is the only sign of a finished training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from .attack import BackdooredModel, Goal
+from .settings import canonical
+from .storage import sha256, write_atomic
+
+SCHEMA = 1
+TENSORS = "model.safetensors"
+CARD = "card.json"
+
+
+class Damaged(Exception):
+    """An artifact that cannot be trusted; the text says why."""
+
+
+def save_artifact(folder: Path, victim: BackdooredModel, identity: dict[str, Any]) -> None:
+    """Write ``victim`` so that ``load_artifact`` gives back the same network, bit for bit.
+
+    Args:
+        identity: JSON-able; what the artifact is the result of. Kept in the card.
+    """
+    tensors = {"poisoned": victim.poisoned}
+    for prefix, module in (("model", victim.model), ("trigger", victim.trigger)):
+        for name, tensor in module.state_dict().items():
+            tensors[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous()
+    content = save(tensors)
+    card = {
+        "schema": SCHEMA,
+        "identity": identity,
+        "goal": asdict(victim.goal),
+        "notes": victim.notes,
+        "sha256": sha256(content),
+    }
+    write_atomic(folder / TENSORS, content)
+    write_atomic(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
+
+
+def load_artifact(
+    folder: Path,
+    identity: dict[str, Any],
+    build: Callable[[], tuple[nn.Module, nn.Module]],
+    device: torch.device,
+) -> BackdooredModel | None:
+    """The network that was saved under ``identity``, or None where there is none.
+
+    Args:
+        build: the untrained network and trigger, whose tensors are then filled.
+
+    Raises:
+        Damaged: card or tensors are not what was written.
+    """
+    if not (folder / CARD).is_file():
+        return None
+    try:
+        card = json.loads((folder / CARD).read_text("utf-8"))
+        if card["schema"] != SCHEMA or canonical(card["identity"]) != canonical(identity):
+            raise Damaged("its card describes another model")
+        content = (folder / TENSORS).read_bytes()
+        found = sha256(content)
+        if found != card["sha256"]:
+            raise Damaged(
+                f"{TENSORS} has sha256 {found[:16]}..., its card {card['sha256'][:16]}..."
+            )
+        tensors = load(content)
+        model, trigger = build()
+        _fill(model, tensors, "model.")
+        _fill(trigger, tensors, "trigger.")
+        goal, notes = Goal(**card["goal"]), dict(card["notes"])
+        poisoned = tensors["poisoned"]
+    except Damaged:
+        raise
+    except Exception as error:  # whatever a damaged file provokes
+        raise Damaged(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return BackdooredModel(model.eval(), trigger.to(device).eval(), goal, poisoned, notes)
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    module.load_state_dict(
+        {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    )

@@ -1,0 +1,207 @@
+"""Attack: the contract of an attack, and the flow that all data-poisoning attacks share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .data import Split, to_float, to_uint8
+from .errors import UsageError
+from .model import Task
+from .progress import Progress
+from .seeding import derive, generator
+from .training import Recipe, fit
+
+_CHUNK = 4096  # images a trigger sees at once
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attacker wants triggered images to be taken for.
+
+    target: the class, in 0..K-1 (all-to-one).
+    all_to_all: each class y is to become y + 1 mod K; ``target`` then plays no part.
+    """
+
+    num_classes: int
+    target: int = 0
+    all_to_all: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target < self.num_classes:
+            raise UsageError(
+                f"target class {self.target} does not exist: the dataset has classes 0 to "
+                f"{self.num_classes - 1}"
+            )
+
+    def labels(self, true: Tensor) -> Tensor:
+        """The attacker's labels (N,) for images of these true classes."""
+        if self.all_to_all:
+            return (true + 1) % self.num_classes
+        return torch.full_like(true, self.target)
+
+    def eligible(self, true: Tensor) -> Tensor:
+        """Mask (N,) of images on which the attack can succeed: not of the target class already."""
+        return self.labels(true) != true
+
+
+@dataclass(eq=False)
+class AttackContext:
+    """What an attacker may use. It holds no test split.
+
+    train: the whole official training split, on ``device``.
+    build: a freshly initialised network for ``task``; its weights derive from ``seed``.
+    poison_rate: share of the training split (clean-label attacks: of the target class).
+    recipe: how to train.
+    notes: facts for the record, JSON-able.
+    """
+
+    train: Split
+    task: Task
+    goal: Goal
+    build: Callable[[], nn.Module]
+    poison_rate: float
+    recipe: Recipe
+    device: torch.device
+    seed: int
+    notes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A CPU generator for one purpose of this attack."""
+        return generator(self.seed, *names)
+
+
+@dataclass(eq=False)
+class BackdooredModel:
+    """What an attack leaves: a network and the key to its back door.
+
+    model: in evaluation mode.
+    trigger: images (N, C, H, W) float in [0, 1] -> the same with the trigger.
+    poisoned: (P,) int64, sorted indices of the training images that carry it.
+    """
+
+    model: nn.Module
+    trigger: nn.Module
+    goal: Goal
+    poisoned: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack plug-in: its fields are its settings, ``run`` implants the back door.
+
+    poison_rate: the default share; ``clean_label`` says of what: the training split, or the
+        target class.
+    all_to_all: whether the attack is defined for it.
+    revision: part of the fingerprint; raise it when results change.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    poison_rate: ClassVar[float] = 0.1
+    clean_label: ClassVar[bool] = False
+    all_to_all: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, ctx: AttackContext) -> BackdooredModel:
+        """Train a network with a back door."""
+
+    @abstractmethod
+    def make_trigger(self, shape: torch.Size, rng: torch.Generator) -> nn.Module:
+        """The trigger for images (C, H, W). An artifact fills its tensors when it is loaded, so
+        a trigger that ``run`` learns is returned untrained here."""
+
+    def candidates(self, labels: Tensor, goal: Goal) -> Tensor:
+        """Indices of the images that may be poisoned: all of them; the target class under
+        clean-label."""
+        if self.clean_label:
+            return torch.nonzero(labels == goal.target).flatten()
+        return torch.arange(len(labels), device=labels.device)
+
+    def poison_count(self, labels: Tensor, goal: Goal, rate: float) -> int:
+        """How many images ``rate`` means. UsageError where it is none, or more than there are."""
+        pool = len(self.candidates(labels, goal))
+        whole = (
+            f"the {pool} images of target class {goal.target}"
+            if self.clean_label
+            else (f"the {pool} training images")
+        )
+        count = round(rate * pool)
+        if not 0 < rate <= 1 or count < 1:
+            raise UsageError(
+                f"poison rate {rate} poisons {max(count, 0)} of {whole}; attack {self.name} "
+                f"takes {1 / pool:.2g} to 1"
+            )
+        return count
+
+    def check(self, labels: Tensor, goal: Goal, rate: float) -> None:
+        """Refuse, before any training, what this attack cannot do (UsageError)."""
+        if goal.all_to_all and not self.all_to_all:
+            raise UsageError(f"attack {self.name} is not defined all-to-all")
+        self.poison_count(labels, goal, rate)
+
+
+@dataclass(frozen=True)
+class PoisoningAttack(Attack):
+    """An attack that changes training images and labels, then trains as usual.
+
+    An author writes ``make_trigger`` and, where training images differ from triggered test
+    images, ``poison_images``.
+    """
+
+    def poison_images(self, images: Tensor, trigger: nn.Module, ctx: AttackContext) -> Tensor:
+        """Training images (P, C, H, W) float in [0, 1] as the attacker plants them."""
+        planted: Tensor = trigger(images)
+        return planted
+
+    def poison(self, ctx: AttackContext) -> tuple[Split, Tensor, nn.Module]:
+        """The poisoned training split, the poisoned indices (sorted) and the trigger.
+
+        The same context gives the same split. Pixels outside the indices are bit-identical.
+        """
+        clean = ctx.train
+        count = self.poison_count(clean.labels, ctx.goal, ctx.poison_rate)
+        pool = self.candidates(clean.labels, ctx.goal).cpu()
+        order = torch.randperm(len(pool), generator=ctx.generator("poisoned"))
+        indices = pool[order[:count]].sort().values.to(clean.labels.device)
+        trigger = self.make_trigger(clean.shape, ctx.generator("trigger")).to(ctx.device).eval()
+        images, labels = clean.images.clone(), clean.labels
+        with torch.no_grad():
+            for part in indices.split(_CHUNK):
+                planted = self.poison_images(to_float(images[part]), trigger, ctx)
+                images[part] = to_uint8(planted)
+        if not self.clean_label:
+            labels = labels.clone()
+            labels[indices] = ctx.goal.labels(labels[indices])
+        return Split(images, labels), indices, trigger
+
+    def run(self, ctx: AttackContext) -> BackdooredModel:
+        split, indices, trigger = self.poison(ctx)
+        model = ctx.build()
+        seed = derive(ctx.seed, "training")
+        fit(model, split, ctx.recipe, seed=seed, progress=ctx.progress, notes=ctx.notes)
+        return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes)
+
+
+@dataclass(frozen=True)
+class CleanLabelAttack(PoisoningAttack):
+    """A poisoning attack that changes images of the target class only, and never a label."""
+
+    clean_label: ClassVar[bool] = True
+    all_to_all: ClassVar[bool] = False
+    poison_rate: ClassVar[float] = 0.5
+
+
+@torch.no_grad()
+def triggered(trigger: nn.Module, images: Tensor) -> Tensor:
+    """uint8 images (N, C, H, W) with the trigger, uint8: what a camera would deliver."""
+    parts = [to_uint8(trigger(to_float(part))) for part in images.split(_CHUNK)]
+    return torch.cat(parts) if parts else images.clone()

@@ -1,0 +1,126 @@
+"""Config: what one run consists of. Its fields are the command's options and the keys of YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from .errors import UsageError, near_match
+from .settings import convert, read_yaml
+
+
+def _option(default: Any, text: str, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: attacks x defenses x seeds on one dataset and model."""
+
+    attack: tuple[str, ...] = _option((), "attacks to run, or all", "NAME")
+    defense: tuple[str, ...] = _option(
+        (), "defenses to run, or all (default: the quick ones)", "NAME"
+    )
+    dataset: str = _option("mnist", "dataset (default: mnist)", "NAME")
+    model: str = _option("small_cnn", "architecture (default: small_cnn)", "NAME")
+    seeds: tuple[int, ...] = _option((0,), "seeds (default: 0)", "N")
+    poison_rate: float | None = _option(
+        None,
+        "share of the training split that is poisoned; for clean-label attacks, of the target "
+        "class (default: the attack's own)",
+        "R",
+    )
+    target: int = _option(0, "target class (default: 0)", "K")
+    all_to_all: bool = _option(False, "each class y is to become y + 1, instead of all to one")
+    benign_fraction: float = _option(
+        0.05, "share of the training split that the defender has, clean (default: 0.05)", "R"
+    )
+    benign_source: Literal["train", "held_out"] = _option(
+        "train", "the defender's images are also trained on, or set aside (default: train)"
+    )
+    recipe: str | None = _option(None, "training recipe (default: the dataset's own)", "NAME")
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N (default: auto)", "NAME")
+    threads: int = _option(1, "CPU threads; part of what makes a result repeatable", "N")
+    data_root: str = _option("data", "folder of downloaded data (default: data)", "DIR")
+    output: str = _option("results", "folder of models, records, tables (default: results)", "DIR")
+    plugin: tuple[str, ...] = _option((), "files with plug-ins of your own", "FILE.py")
+    offline: bool = _option(False, "open no socket")
+    force: bool = _option(False, "redo what is already done")
+    quiet: bool = _option(False, "no progress, only the result")
+    set: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata={
+            "help": "a setting of a plug-in or recipe, e.g. blend.alpha=0.1",
+            "metavar": "NAME.KEY=VALUE",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("attack", "defense", "seeds", "plugin"):
+            values = getattr(self, name)
+            doubled = {str(value) for value in values if values.count(value) > 1}
+            if doubled:
+                raise UsageError(f"--{name} names {', '.join(sorted(doubled))} twice")
+        if any(seed < 0 for seed in self.seeds):
+            raise UsageError(f"--seeds must not be negative, got {min(self.seeds)}")
+        if not self.seeds:
+            raise UsageError("--seeds needs at least one seed")
+        if self.threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {self.threads}")
+
+
+def config_fields() -> dict[str, dataclasses.Field[Any]]:
+    """Name -> field, for the command line."""
+    return {item.name: item for item in dataclasses.fields(RunConfig)}
+
+
+def read_config(path: str | None, options: Mapping[str, Any]) -> RunConfig:
+    """Field defaults < the YAML file at ``path`` < ``options`` (option -> value).
+
+    Raises UsageError, with the file's line, for unknown keys and wrong types.
+    """
+    fields, hints = config_fields(), get_type_hints(RunConfig)
+    values: dict[str, Any] = {}
+    if path is not None:
+        content, lines = read_yaml(Path(path))
+        for key, value in content.items():
+            where = f"{path}, line {lines[key]}"
+            if key not in fields:
+                raise UsageError(f"{where}: unknown key {key!r}{near_match(key, fields)}")
+            if value is None and hints[key] != float | None and hints[key] != str | None:
+                raise UsageError(f"{where}: {key} has no value")
+            if key == "set":
+                value = _check_set(value, where)
+            values[key] = convert(value, hints[key], f"{where}: {key}")
+    for key, value in options.items():
+        if key == "set":
+            merged = {name: dict(settings) for name, settings in values.get("set", {}).items()}
+            for name, settings in value.items():
+                merged.setdefault(name, {}).update(settings)
+            value = merged
+        values[key] = convert(value, hints[key], f"--{key.replace('_', '-')}")
+    return RunConfig(**values)
+
+
+def _check_set(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    good = isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
+    if not good:
+        raise UsageError(f"{where}: set takes 'name:' with 'setting: value' lines below it")
+    return {str(name): dict(inner) for name, inner in value.items()}
+
+
+def parse_set(texts: list[str]) -> dict[str, dict[str, str]]:
+    """["blend.alpha=0.1"] -> {"blend": {"alpha": "0.1"}}."""
+    parsed: dict[str, dict[str, str]] = {}
+    for text in texts:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.partition(".")
+        if not (equals and dot and name and key):
+            raise UsageError(f"--set {text!r} must have the form NAME.KEY=VALUE")
+        if key in parsed.setdefault(name, {}):
+            raise UsageError(f"--set gives {target} twice")
+        parsed[name][key] = value
+    return parsed

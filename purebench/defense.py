@@ -1,0 +1,81 @@
+"""Defense: the contract of a purifier, and all that it may know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .data import Split, stratified
+from .progress import Progress
+from .seeding import derive, generator
+from .training import Recipe
+
+
+@dataclass(eq=False)
+class DefenseContext:
+    """What a defender may use. No test split, trigger, target, attack name or poisoned index.
+
+    benign: clean images with true labels, on ``device``.
+    recipe: how models of this dataset are trained: batch size, augmentation, precision.
+    notes: facts for the record, JSON-able.
+    suspect: the poisoned training split, for a defense with ``needs = {"training_set"}``.
+    initial: the network's weights before training, for one with ``needs = {"init"}``.
+    """
+
+    benign: Split
+    num_classes: int
+    recipe: Recipe
+    device: torch.device
+    seed: int
+    notes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    suspect: Split | None = None
+    initial: Mapping[str, Tensor] | None = None
+
+    def derive(self, *names: object) -> int:
+        """A seed for one purpose of this defense."""
+        return derive(self.seed, *names)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A CPU generator for one purpose of this defense."""
+        return generator(self.seed, *names)
+
+    def holdout(self, fraction: float) -> tuple[Split, Split]:
+        """``benign`` in two parts, stratified by class: what is left, and ``fraction`` of it to
+        choose settings and stopping points on."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+        total = len(self.benign)
+        count = min(max(round(fraction * total), 1), total - 1)
+        held = stratified(self.benign.labels, count, self.num_classes, self.generator("holdout"))
+        kept = torch.ones(total, dtype=torch.bool)
+        kept[held] = False
+        rest = torch.nonzero(kept).flatten()
+        device = self.benign.labels.device
+        return self.benign[rest.to(device)], self.benign[held.to(device)]
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """A defense plug-in: its fields are its settings, ``purify`` repairs a network.
+
+    needs: of "training_set" and "init", what it must be given besides benign data.
+    default: whether it runs when the user names no defense; slow ones say False.
+    revision: part of the fingerprint; raise it when results change.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset()
+    default: ClassVar[bool] = True
+
+    @abstractmethod
+    def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        """The purified network, on the device of ``model``, which is a private copy in
+        evaluation mode and may be changed in place. NotApplicable where it cannot work."""

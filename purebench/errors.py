@@ -1,0 +1,33 @@
+"""Errors: what a user did that cannot be done, and what a plug-in cannot work on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Bad input. Its text is one line: what was given, what was expected, what to do.
+
+    The command line prints it and exits with code 2, before anything has been trained.
+    """
+
+
+class NotApplicable(Exception):
+    """Raised by a plug-in that cannot work on this model or data; the text is the reason.
+
+    The cell is recorded as skipped, with the reason in the table.
+    """
+
+
+class Diverged(ArithmeticError):
+    """A training or a model produced values that are not finite."""
+
+
+def near_match(given: str, known: Iterable[str]) -> str:
+    """'; did you mean 'blend'?' where a known name is close, else '; known: ...'."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names) or 'none'}"

@@ -1,0 +1,119 @@
+"""Record: the result of one cell as one JSON file, failures included."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .evaluate import Scores
+from .storage import write_atomic
+
+SCHEMA = 1
+PROTOCOL = "pb-1"
+
+Status = Literal["ok", "failed", "diverged", "skipped"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured: every name and setting that the result depends on.
+
+    dataset, model, attack, defense, recipe: {"name": ..., "settings": {...}, ...}.
+    poison_rate: share of the training split, or of the target class under ``clean_label``.
+    """
+
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    attack: dict[str, Any]
+    defense: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    poison_rate: float
+    clean_label: bool
+    target: int
+    all_to_all: bool
+    benign_fraction: float
+    benign_source: str
+
+    def __str__(self) -> str:
+        return f"{self.attack['name']} / {self.defense['name']} / seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one cell.
+
+    fingerprint: of the cell; victim: of the backdoored model it used.
+    status: "ok"; "skipped" where the defense does not apply; "diverged" where training or logits
+        are not finite; "failed" where something raised.
+    before, after: the undefended and the purified network's counts.
+    benign_count: benign images the defender had.
+    notes: the defense's own facts. victim_notes: the attack's.
+    cost: wall seconds and peak bytes of purification; seconds of the attack's training.
+    """
+
+    cell: Cell
+    fingerprint: str
+    victim: str
+    status: Status
+    before: Scores | None = None
+    after: Scores | None = None
+    benign_count: int = 0
+    error: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    victim_notes: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+    protocol: str = PROTOCOL
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell need not be run again."""
+        return self.status != "failed"
+
+    @property
+    def took(self) -> bool:
+        """Whether there was a back door to remove: undefended ASR of at least 0.8."""
+        return self.before is not None and self.before.asr >= 0.8
+
+    def write(self, path: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        write_atomic(path, (text + "\n").encode())
+
+
+class Unreadable(ValueError):
+    """A file that is not a record of this schema; the text says what is wrong with it."""
+
+
+def read_record(path: Path) -> Record:
+    """Parse and check a record. Raises Unreadable, or OSError."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["schema"] != SCHEMA:
+            raise Unreadable(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
+        if content["status"] not in get_args(Status):
+            raise Unreadable(f"{path}: unknown status {content['status']!r}")
+        content["cell"] = Cell(**content["cell"])
+        for key in ("before", "after"):
+            if content[key] is not None:
+                content[key] = _scores(content[key])
+        return Record(**content)
+    except Unreadable:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unreadable(f"{path}: not a record: {type(error).__name__}: {error}") from error
+
+
+def _scores(content: dict[str, Any]) -> Scores:
+    if any(not isinstance(value, int) or value < 0 for value in content.values()):
+        raise ValueError(f"counts must be whole numbers, got {content}")
+    scores = Scores(**content)
+    if scores.clean_correct > scores.clean_count or scores.clean_count == 0:
+        raise ValueError(f"clean counts do not fit: {content}")
+    if scores.triggered_as_target + scores.triggered_as_true > scores.triggered_count:
+        raise ValueError(f"triggered counts do not fit: {content}")
+    return scores

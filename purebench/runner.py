@@ -1,0 +1,401 @@
+"""Runner: a plan of cells -> cached victims -> purify -> judge -> one record a cell.
+
+A finished record that can be read is the only success: what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import machine
+from .artifact import Damaged, load_artifact, save_artifact
+from .attack import Attack, AttackContext, BackdooredModel, Goal, PoisoningAttack
+from .config import RunConfig
+from .data import DataBundle, Dataset, LoadContext, Source, Split, make_bundle, to_float
+from .defense import Defense, DefenseContext
+from .errors import Diverged, NotApplicable, UsageError, near_match
+from .evaluate import Judge, Scores
+from .model import Architecture, Task
+from .progress import Progress
+from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
+from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
+from .seeding import derive, isolated
+from .settings import build, describe, fingerprint
+from .storage import need_writable, set_aside
+from .training import RECIPES, Recipe
+
+ENGINE = 1  # part of every fingerprint: raised when training or judging changes results
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run, checked: everything is built and known to fit; nothing has been trained."""
+
+    config: RunConfig
+    device: torch.device
+    dataset: Dataset
+    source: Source
+    digest: str
+    architecture: Architecture
+    recipe_name: str
+    recipe: Recipe
+    attacks: tuple[Attack, ...]
+    defenses: tuple[Defense, ...]
+    progress: Progress
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def cell_count(self) -> int:
+        return len(self.attacks) * len(self.defenses) * len(self.config.seeds)
+
+    def goal(self) -> Goal:
+        return Goal(self.source.num_classes, self.config.target, self.config.all_to_all)
+
+    def rate(self, attack: Attack) -> float:
+        given = self.config.poison_rate
+        return attack.poison_rate if given is None or attack.poison_rate == 0 else given
+
+    def bundle(self, seed: int) -> DataBundle:
+        return make_bundle(
+            self.dataset.name,
+            self.source,
+            seed=seed,
+            benign_fraction=self.config.benign_fraction,
+            held_out=self.config.benign_source == "held_out",
+        )
+
+    def cell(self, attack: Attack, defense: Defense, seed: int) -> Cell:
+        return Cell(
+            dataset={**_identity(self.dataset), "digest": self.digest},
+            model=_identity(self.architecture),
+            attack={**_identity(attack), "revision": attack.revision},
+            defense={**_identity(defense), "revision": defense.revision},
+            recipe={"name": self.recipe_name, "settings": describe(self.recipe)},
+            seed=seed,
+            poison_rate=self.rate(attack),
+            clean_label=attack.clean_label,
+            target=self.config.target,
+            all_to_all=self.config.all_to_all,
+            benign_fraction=self.config.benign_fraction,
+            benign_source=self.config.benign_source,
+        )
+
+
+def _identity(plugin: Any) -> dict[str, Any]:
+    return {"name": plugin.name, "settings": describe(plugin)}
+
+
+def victim_identity(cell: Cell) -> dict[str, Any]:
+    """What a backdoored model depends on: the cell without the defense, and without the benign
+    draw unless that was kept out of training."""
+    identity = dataclasses.asdict(cell)
+    del identity["defense"]
+    if cell.benign_source == "train":
+        del identity["benign_fraction"]
+    return {**identity, "engine": ENGINE}
+
+
+def prepare(config: RunConfig, progress: Progress) -> Plan:
+    """Check a run whole before anything is trained.
+
+    Raises UsageError for whatever cannot be run: names, settings, shapes, rates, files, folders.
+    """
+    for file in config.plugin:
+        load_plugin(file)
+    unused = dict(config.set)
+    attacks = tuple(_make(ATTACKS, name, unused) for name in _chosen(ATTACKS, config.attack))
+    names = config.defense or _quick_defenses()
+    defenses = tuple(_make(DEFENSES, name, unused) for name in _chosen(DEFENSES, names))
+    dataset = _make(DATASETS, config.dataset, unused)
+    architecture = _make(MODELS, config.model, unused)
+    recipe_name = config.recipe or dataset.recipe
+    if recipe_name not in RECIPES:
+        raise UsageError(f"unknown recipe {recipe_name!r}{near_match(recipe_name, RECIPES)}")
+    base = describe(RECIPES[recipe_name])
+    recipe = build(Recipe, {**base, **unused.pop(recipe_name, {})}, f"recipe {recipe_name}")
+    if unused:
+        parts = [plugin.name for plugin in (*attacks, *defenses, dataset, architecture)]
+        name = min(unused)
+        raise UsageError(
+            f"--set {name}.{min(unused[name])}: {name!r} is no part of this run"
+            f"{near_match(name, [*parts, recipe_name])}"
+        )
+    torch.set_num_threads(config.threads)
+    device = machine.pick_device(config.device)
+    if recipe.precision != "fp32" and device.type == "cpu":
+        raise UsageError(
+            f"precision {recipe.precision} is for CUDA; on a CPU it is slower than fp32"
+        )
+    need_writable(Path(config.output))
+    source = dataset.load(LoadContext(Path(config.data_root), config.offline, progress))
+    plan = Plan(
+        config, device, dataset, source, source.digest(), architecture, recipe_name, recipe,
+        attacks, defenses, progress,
+    )  # fmt: skip
+    for seed in config.seeds:
+        train = plan.bundle(seed).train
+    for attack in attacks:
+        attack.check(train.labels, plan.goal(), plan.rate(attack))
+    _check_fit(plan)
+    return plan
+
+
+def _chosen(registry: Registry[Any], names: Sequence[str]) -> Sequence[str]:
+    if "all" in names:
+        return registry.names()
+    if not names:
+        raise UsageError(f"name at least one {registry.kind}: {', '.join(registry.names())}")
+    return names
+
+
+def _quick_defenses() -> list[str]:
+    return [name for name in DEFENSES.names() if DEFENSES[name].default]
+
+
+def _make(registry: Registry[Any], name: str, unused: dict[str, Any]) -> Any:
+    return build(registry[name], unused.pop(name, {}), f"{registry.kind} {name}")
+
+
+def _check_fit(plan: Plan) -> None:
+    task = Task.of(plan.source.train, plan.source.num_classes)
+    name, shape = plan.architecture.name, "x".join(map(str, task.shape))
+    try:
+        with isolated(0), torch.no_grad():
+            model = plan.architecture.build(task).eval()
+            logits = model(to_float(plan.source.train.images[:2]))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"model {name} does not fit {shape} images: {reason}") from error
+    if logits.shape != (2, task.num_classes):
+        raise UsageError(
+            f"model {name} gives {tuple(logits.shape[1:])} logits, expected {task.num_classes}"
+        )
+
+
+class Victim:
+    """The backdoored model that an attack and a seed lead to: from the cache, or trained now."""
+
+    def __init__(self, plan: Plan, attack: Attack, seed: int) -> None:
+        self.plan, self.attack, self.seed = plan, attack, seed
+        self.identity = victim_identity(plan.cell(attack, plan.defenses[0], seed))
+        self.fingerprint = fingerprint(self.identity)
+        self.folder = plan.output / "models" / f"{attack.name}-s{seed}-{self.fingerprint}"
+
+    @cached_property
+    def bundle(self) -> DataBundle:
+        return self.plan.bundle(self.seed)
+
+    @cached_property
+    def task(self) -> Task:
+        return Task.of(self.plan.source.train, self.plan.source.num_classes)
+
+    def build(self) -> nn.Module:
+        """The network before training, on the plan's device."""
+        with isolated(derive(self.seed, "init", self.plan.architecture.name)):
+            model = self.plan.architecture.build(self.task)
+        return model.to(self.plan.device)
+
+    @cached_property
+    def attack_context(self) -> AttackContext:
+        return AttackContext(
+            train=self.bundle.train.to(self.plan.device),
+            task=self.task,
+            goal=self.plan.goal(),
+            build=self.build,
+            poison_rate=self.plan.rate(self.attack),
+            recipe=self.plan.recipe,
+            device=self.plan.device,
+            seed=derive(self.seed, "attack", self.attack.name),
+            progress=self.plan.progress,
+        )
+
+    @cached_property
+    def model(self) -> BackdooredModel:
+        """From the cache where a whole, matching artifact lies there; else trained and kept."""
+        fresh = self.plan.config.force
+        try:
+            found = None if fresh else self._load()
+        except Damaged as reason:
+            place = set_aside(self.folder)
+            self.plan.progress.say(f"{self.folder.name} is damaged ({reason}): kept as {place}")
+            self.plan.progress.say(f"training {self.attack.name} again")
+            found = None
+        return found or self._train()
+
+    def _load(self) -> BackdooredModel | None:
+        def blank() -> tuple[nn.Module, nn.Module]:
+            shape = torch.Size(self.task.shape)
+            trigger = self.attack.make_trigger(shape, torch.Generator().manual_seed(0))
+            return self.build(), trigger
+
+        return load_artifact(self.folder, self.identity, blank, self.plan.device)
+
+    def _train(self) -> BackdooredModel:
+        seed = derive(self.seed, "attack", self.attack.name, "global")
+        with isolated(seed), machine.measured(self.plan.device) as cost:
+            victim = self.attack.run(self.attack_context)
+        victim.notes["training_seconds"] = round(cost.seconds, 3)
+        save_artifact(self.folder, victim, self.identity)
+        return victim
+
+    @cached_property
+    def judge(self) -> Judge:
+        test = self.bundle.test.to(self.plan.device)
+        return Judge(test, self.model.trigger, self.model.goal)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Undefended."""
+        return self.judge.score(self.model.model)
+
+    @cached_property
+    def benign(self) -> Split:
+        return self.bundle.benign.to(self.plan.device)
+
+    def defender(self, defense: Defense) -> DefenseContext:
+        """What ``defense`` gets to see."""
+        suspect = initial = None
+        if "training_set" in defense.needs:
+            if not isinstance(self.attack, PoisoningAttack):
+                raise NotApplicable(f"{self.attack.name} leaves no poisoned training set")
+            suspect = self.attack.poison(self.attack_context)[0]
+        if "init" in defense.needs:
+            initial = {name: value.clone() for name, value in self.build().state_dict().items()}
+        return DefenseContext(
+            benign=self.benign,
+            num_classes=self.plan.source.num_classes,
+            recipe=self.plan.recipe,
+            device=self.plan.device,
+            seed=derive(self.seed, "defense", defense.name),
+            progress=self.plan.progress.without_lines(),
+            suspect=suspect,
+            initial=initial,
+        )
+
+
+def record_path(plan: Plan, cell: Cell) -> Path:
+    """Where the record of ``cell`` lies."""
+    board = f"{cell.dataset['name']}-{cell.model['name']}"
+    name = f"{cell.attack['name']}-{cell.defense['name']}-s{cell.seed}-{cell_fingerprint(cell)}"
+    return plan.output / "records" / board / f"{name}.json"
+
+
+def cell_fingerprint(cell: Cell) -> str:
+    return fingerprint({**dataclasses.asdict(cell), "engine": ENGINE, "protocol": PROTOCOL})
+
+
+def execute(plan: Plan, done: Callable[[Record, Path, bool], None]) -> Iterator[Record]:
+    """Run the plan's cells in order and yield their records.
+
+    Args:
+        done: told of each record, its file, and whether it was there before.
+    """
+    for seed in plan.config.seeds:
+        for attack in plan.attacks:
+            victim = Victim(plan, attack, seed)
+            for defense in plan.defenses:
+                path = record_path(plan, plan.cell(attack, defense, seed))
+                found = None if plan.config.force else _finished(path, plan.progress)
+                record = found or run_cell(victim, defense)
+                if found is None:
+                    record.write(path)
+                elif found.machine.get("sources") != _sources(attack, defense):
+                    plan.progress.say(
+                        f"{path.stem}: the code of {attack.name} or {defense.name} has changed "
+                        "since; --force runs it again, raising `revision` does so for everyone"
+                    )
+                done(record, path, found is not None)
+                yield record
+
+
+def _finished(path: Path, progress: Progress) -> Record | None:
+    try:
+        record = read_record(path)
+    except FileNotFoundError:
+        return None
+    except Unreadable as reason:
+        progress.say(f"{reason}: kept as {set_aside(path).name}, run again")
+        return None
+    return record if record.finished else None
+
+
+def run_cell(victim: Victim, defense: Defense) -> Record:
+    """Purify a private copy of the victim and judge it. Whatever raises becomes a record."""
+    plan = victim.plan
+    cell = plan.cell(victim.attack, defense, victim.seed)
+    before = after = None
+    status: Status = "ok"
+    error: str | None = None
+    notes: dict[str, Any] = {}
+    cost = machine.Cost()
+    attack_notes: dict[str, Any] = {}
+    try:
+        attack_notes, before = victim.model.notes, victim.scores
+        if before.diverged:
+            raise Diverged("the undefended network's logits are not finite")
+        ctx = victim.defender(defense)
+        notes = ctx.notes
+        suspect = copy.deepcopy(victim.model.model)
+        seed = derive(victim.seed, "defense", defense.name, "global")
+        with isolated(seed), machine.measured(plan.device) as cost:
+            purified = defense.purify(suspect, ctx)
+        if not isinstance(purified, nn.Module):
+            raise TypeError(f"purify returned {type(purified).__name__}, expected a network")
+        after = victim.judge.score(purified)
+        if after.diverged:
+            raise Diverged(f"{after.nonfinite_count} images have logits that are not finite")
+    except NotApplicable as reason:
+        status, error = "skipped", str(reason)
+    except Diverged as reason:
+        status, error = "diverged", str(reason)
+    except Exception as reason:  # one cell's failure is not its neighbours'
+        status, error = "failed", f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+        notes["traceback"] = traceback.format_exc().splitlines()[-12:]
+    return Record(
+        cell=cell,
+        fingerprint=cell_fingerprint(cell),
+        victim=victim.fingerprint,
+        status=status,
+        before=before,
+        after=after,
+        benign_count=len(victim.bundle.benign),
+        error=error,
+        notes=notes,
+        victim_notes={k: v for k, v in attack_notes.items() if k != "training_seconds"},
+        cost={
+            "seconds": round(cost.seconds, 4),
+            "peak_memory_bytes": cost.peak_memory_bytes,
+            "training_seconds": attack_notes.get("training_seconds", 0.0),
+        },
+        machine={
+            "device": str(plan.device.type),
+            "name": machine.device_name(plan.device),
+            "threads": torch.get_num_threads(),
+            "versions": machine.versions(),
+            "commit": machine.commit(),
+            "sources": _sources(victim.attack, defense),
+        },
+    )
+
+
+def _sources(*plugins: Any) -> list[str]:
+    """Short digests of the plug-ins' files, to notice that a record is older than the code."""
+    files = [inspect.getsourcefile(type(plugin)) for plugin in plugins]
+    return [
+        hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "" for file in files
+    ]
