@@ -32,11 +32,13 @@ class VGG11BN(Architecture):
             raise ValueError(f"vgg11_bn takes images of 32x32 and larger, got {height}x{width}")
         features = make_layers(cfgs["A"], batch_norm=True)
         features[0] = nn.Conv2d(channels, 64, 3, padding=1)
+        for name, weight in features.named_parameters():
+            if weight.dim() == 4:
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
         for module in features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.ReLU):
+            if isinstance(module, nn.ReLU):
                 module.inplace = False
         head = nn.Linear(512, task.num_classes)
         nn.init.normal_(head.weight, 0, 0.01)
