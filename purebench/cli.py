@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,18 +39,30 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
+    def read(self, words: list[str]) -> dict[str, Any]:
+        """Option -> value. UsageError for what is no option, with the near match."""
+        options, rest = self.parse_known_args(words)
+        if rest:
+            word = rest[0].partition("=")[0]
+            if not word.startswith("-"):
+                raise UsageError(f"unexpected {word!r}: it belongs to no option")
+            raise UsageError(
+                f"unknown option {word!r}{near_match(word, self._option_string_actions)}"
+            )
+        return vars(options)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "list": _list, "doctor": _doctor}
-    command = words.pop(0) if words and not words[0].startswith("-") else "run"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table is worth more than its arrows
     try:
-        if command not in commands:
-            raise UsageError(f"unknown command {command!r}{near_match(command, commands)}")
-        return commands[command](words)
+        try:
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # here, where a reader who has gone is dealt with
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print(
@@ -60,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _dispatch(words: list[str]) -> int:
+    commands = {"run": _run, "list": _list, "doctor": _doctor}
+    command = words.pop(0) if words and not words[0].startswith("-") else "run"
+    if command not in commands:
+        raise UsageError(f"unknown command {command!r}{near_match(command, commands)}")
+    return commands[command](words)
 
 
 def _parser() -> _Parser:
@@ -81,10 +102,8 @@ def _parser() -> _Parser:
             parser.add_argument(flag, action="store_true", **shared)
             continue
         shared["metavar"] = option.metadata.get("metavar") or "NAME"
-        if name in ("set", "plugin"):
+        if name == "set" or get_origin(kind) is tuple:
             parser.add_argument(flag, action="extend", nargs="+", **shared)
-        elif get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="+", **shared)
         else:
             parser.add_argument(flag, **shared)
     return parser
@@ -95,7 +114,7 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return OK
-    options = vars(parser.parse_args(words))
+    options = parser.read(words)
     file = options.pop("config", None)
     if "set" in options:
         options["set"] = parse_set(options["set"])
@@ -166,7 +185,7 @@ def _publish(records: list[Record], paths: list[Path], output: Path) -> None:
 def _list(words: list[str]) -> int:
     parser = _Parser(prog="bench.py list", allow_abbrev=False)
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py")
-    for file in parser.parse_args(words).plugin:
+    for file in parser.read(words)["plugin"]:
         load_plugin(file)
     for registry in REGISTRIES:
         print(f"{registry.folder}:")
@@ -180,18 +199,23 @@ def _list(words: list[str]) -> int:
 
 def _first_line(plugin: type[Any]) -> str:
     """What a plug-in does: its module's first line, without the name in front."""
-    text = sys.modules[plugin.__module__].__doc__ or plugin.__doc__ or ""
-    line = text.strip().split("\n\n")[0].replace("\n", " ")
+    module = (sys.modules[plugin.__module__].__doc__ or "").strip()
+    own = (plugin.__doc__ or "").strip()
+    if not module and own.startswith(f"{plugin.__name__}("):
+        return ""  # dataclass wrote it, not the author
+    line = " ".join((module or own).split("\n\n")[0].split())
     _, colon, rest = line.partition(": ")
-    return rest if colon else line
+    return rest if colon and module else line
 
 
 def _doctor(words: list[str]) -> int:
-    from .doctor import report
-
     parser = _Parser(prog="bench.py doctor", allow_abbrev=False)
     parser.add_argument("--data-root", default="data", metavar="DIR")
     parser.add_argument("--output", default="results", metavar="DIR")
     parser.add_argument("--device", default="auto", metavar="NAME")
-    options = parser.parse_args(words)
-    return OK if report(Path(options.data_root), Path(options.output), options.device) else FAILED
+    options = parser.read(words)
+
+    from .doctor import report
+
+    well = report(Path(options["data_root"]), Path(options["output"]), options["device"])
+    return OK if well else FAILED

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from .errors import UsageError, near_match
-from .settings import convert, read_yaml
+from .settings import Located, convert, read_yaml
 
 
 def _option(default: Any, text: str, metavar: str | None = None) -> Any:
@@ -93,23 +93,41 @@ def read_config(path: str | None, options: Mapping[str, Any]) -> RunConfig:
             if value is None and hints[key] != float | None and hints[key] != str | None:
                 raise UsageError(f"{where}: {key} has no value")
             if key == "set":
-                value = _check_set(value, where)
+                value = _check_set(value, path, lines)
             values[key] = convert(value, hints[key], f"{where}: {key}")
     for key, value in options.items():
         if key == "set":
-            merged = {name: dict(settings) for name, settings in values.get("set", {}).items()}
-            for name, settings in value.items():
-                merged.setdefault(name, {}).update(settings)
-            value = merged
+            value = _over(value, values.get("set", {}))
         values[key] = convert(value, hints[key], f"--{key.replace('_', '-')}")
     return RunConfig(**values)
 
 
-def _check_set(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    good = isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
-    if not good:
-        raise UsageError(f"{where}: set takes 'name:' with 'setting: value' lines below it")
-    return {str(name): dict(inner) for name, inner in value.items()}
+def _check_set(value: Any, path: str, lines: Mapping[str, int]) -> dict[str, Located]:
+    def need_mapping(content: Any, key: str) -> dict[str, Any]:
+        if not isinstance(content, dict):
+            raise UsageError(
+                f"{path}, line {lines[key]}: set takes 'name:' with 'setting: value' lines below it"
+            )
+        return content
+
+    checked = {}
+    for name, settings in need_mapping(value, "set").items():
+        keys = {key: f"set.{name}.{key}" for key in need_mapping(settings, f"set.{name}")}
+        places = {key: f"{path}, line {lines[where]}: " for key, where in keys.items()}
+        checked[name] = Located(settings, places)
+    return checked
+
+
+def _over(
+    given: Mapping[str, Mapping[str, Any]], below: Mapping[str, Located]
+) -> dict[str, Mapping[str, Any]]:
+    """``given`` on the command line over what stands in the file, setting by setting."""
+    merged: dict[str, Mapping[str, Any]] = dict(below)
+    for name, settings in given.items():
+        held = below.get(name, Located({}, {}))
+        places = {key: place for key, place in held.places.items() if key not in settings}
+        merged[name] = Located({**held, **settings}, places)
+    return merged
 
 
 def parse_set(texts: list[str]) -> dict[str, dict[str, str]]:

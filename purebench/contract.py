@@ -74,13 +74,13 @@ def gives_finite_logits(cls: type[Defense], victim: BackdooredModel, ctx: Defens
     """A network of the same shape of output, on the same device, with finite logits."""
     purified, _ = purify(cls, victim, ctx)
     assert isinstance(purified, nn.Module), f"purify returned {type(purified).__name__}"
+    places = {str(tensor.device) for tensor in purified.state_dict().values()}
+    assert places == {str(ctx.benign.images.device)}, f"the network lies on {places}"
     images = to_float(ctx.benign.images[:8])
     with torch.no_grad():
         logits = purified.eval()(images)
     assert logits.shape == (len(images), ctx.num_classes), f"logits are {tuple(logits.shape)}"
     assert logits.isfinite().all(), "logits are not finite"
-    places = {str(tensor.device) for tensor in purified.state_dict().values()}
-    assert places == {str(ctx.benign.images.device)}, f"the network lies on {places}"
 
 
 def keeps_clean_accuracy(cls: type[Defense], victim: BackdooredModel, ctx: DefenseContext) -> None:

@@ -119,4 +119,4 @@ def accuracy(model: nn.Module, split: Split) -> float:
     classes, _ = predictions(model, split.images)
     for module, mode in modes:
         module.training = mode
-    return float((classes == split.labels).float().mean())
+    return int((classes == split.labels).sum()) / len(split)

@@ -64,14 +64,14 @@ def _watched(
 def norm_after(model: nn.Module, layer: nn.Module, images: Tensor) -> nn.BatchNorm2d | None:
     """The BatchNorm that takes what ``layer`` gives, where there is one: the pair is one affine
     map, and a channel is silenced, or shifted, in the norm."""
-    leaves: list[Tensor] = []
+    leaves: list[tuple[Tensor, int]] = []
     found: list[nn.BatchNorm2d] = []
 
     def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module is layer:
-            leaves.append(output)
-        elif leaves and inputs[0] is leaves[0]:
-            found.append(module)
+            leaves.append((output, output._version))
+        elif leaves and inputs[0] is leaves[0][0] and inputs[0]._version == leaves[0][1]:
+            found.append(module)  # the version tells a ReLU that worked in place
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with _hooked([layer, *norms], note), torch.no_grad():
@@ -108,7 +108,7 @@ def input_gram(model: nn.Module, layer: WeightLayer, images: Tensor) -> Tensor:
         gram = rows.mT.double() @ rows.double()
         total = gram if total is None else total + gram
         count += rows.shape[1]
-    if total is None:
+    if total is None or not count:
         raise ValueError("no images to take the second moment of")
     return total / count
 

@@ -8,10 +8,13 @@ folder, the entry-point group ``purebench.<folder>`` of installed packages, and 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.util
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -43,7 +46,8 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator. ``name`` is lower-case letters, digits and underscores.
 
-        Raises UsageError for a malformed name and for one that another class holds.
+        Raises UsageError for a malformed name, for one that another file holds, and for a class
+        without one of purebench's bases.
         """
         if not _NAME.fullmatch(name):
             raise UsageError(
@@ -51,11 +55,18 @@ class Registry(Generic[T]):
             )
 
         def enter(cls: C) -> C:
-            held = self._classes.get(name)
-            if held is not None and held.__module__ != cls.__module__:
+            derived: bool = dataclasses.is_dataclass(cls)
+            if not derived:
                 raise UsageError(
-                    f"two {self.folder} are named {name!r}: {held.__module__} and {cls.__module__}"
+                    f"{self.kind} {name!r}: {cls.__name__} is not derived from a class of purebench"
                 )
+            held = self._classes.get(name)
+            if held is not None:
+                home = held.__module__
+            else:
+                home = self._module(name) if name in self._modules() else cls.__module__
+            if home != cls.__module__:
+                raise self._doubled(name, home, cls.__module__)
             cls.name = name
             self._classes[name] = cls
             return cls
@@ -64,33 +75,65 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted; imports none of the plug-ins."""
-        return tuple(sorted({*self._classes, *self._modules(), *self._entry_points()}))
+        installed = entry_points(group=f"purebench.{self.folder}").names
+        return tuple(sorted({*self._classes, *self._modules(), *installed}))
 
     def __getitem__(self, name: str) -> type[T]:
         if name not in self._classes:
+            points = entry_points(group=f"purebench.{self.folder}", name=name)
+            homes = {point.value: point for point in points}
             if name in self._modules():
-                import_module(f"purebench.{self.folder}.{name}")
-            elif name in self._entry_points():
-                self._entry_points()[name].load()
+                if homes:
+                    raise self._doubled(name, self._module(name), *homes)
+                import_module(self._module(name))
+            elif len(homes) > 1:
+                raise self._doubled(name, *homes)
+            elif homes:
+                self._load(*homes.values())
             else:
                 raise UsageError(f"unknown {self.kind} {name!r}{near_match(name, self.names())}")
             if name not in self._classes:
                 raise UsageError(
-                    f"the {self.kind} plug-in {name!r} registers no class under its file's name"
+                    f"the {self.kind} plug-in {name!r} registers no class under that name"
                 )
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 
+    def claims(self, module: str) -> bool:
+        """Whether ``module`` registered something. UsageError where an installed package's entry
+        point has the same name."""
+        names = [name for name, cls in self._classes.items() if cls.__module__ == module]
+        for name in names:
+            for point in entry_points(group=f"purebench.{self.folder}", name=name):
+                raise self._doubled(name, point.value, module)
+        return bool(names)
+
+    def _module(self, name: str) -> str:
+        return f"purebench.{self.folder}.{name}"
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            point.load()
+        except UsageError:
+            raise
+        except Exception as error:
+            package = point.dist.name if point.dist else "an installed package"
+            raise UsageError(
+                f"{self.kind} {point.name!r} ({point.value}) of {package} cannot be imported: "
+                f"{_reason(error)}"
+            ) from error
+
+    def _doubled(self, name: str, *modules: str) -> UsageError:
+        files = [getattr(sys.modules.get(module), "__file__", module) for module in modules]
+        return UsageError(f"two {self.folder} are named {name!r}: {' and '.join(files)}")
+
     def _modules(self) -> set[str]:
         spec = importlib.util.find_spec(f"purebench.{self.folder}")
         places = spec.submodule_search_locations if spec else None
         found = {module.name for module in pkgutil.iter_modules(places or [])}
         return {name for name in found if not name.startswith("_")}
-
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=f"purebench.{self.folder}")}
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "attacks")
@@ -104,12 +147,14 @@ REGISTRIES: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, MODELS, DATASETS)
 def load_plugin(path: str | Path) -> None:
     """Import a plug-in from a file of the user's, as ``--plugin`` does.
 
-    Raises UsageError where the file is missing or cannot be imported.
+    Raises UsageError where the file is missing, cannot be imported, registers nothing, or
+    registers a name that is taken.
     """
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"--plugin {str(path)!r}: no such file")
-    module_name = f"purebench_plugin_{file.stem}"
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    module_name = f"purebench_plugin_{file.stem}_{place}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {str(path)!r}: not a Python file")
@@ -121,5 +166,16 @@ def load_plugin(path: str | Path) -> None:
         del sys.modules[module_name]
         if isinstance(error, UsageError):
             raise
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--plugin {str(path)!r}: {type(error).__name__}: {reason}") from error
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == spec.origin
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"--plugin {str(path)!r}{where}: {_reason(error)}") from error
+    if not any(registry.claims(module_name) for registry in REGISTRIES):
+        raise UsageError(f"--plugin {str(path)!r} registers nothing, see CONTRIBUTING.md")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -11,8 +11,7 @@ import hashlib
 import json
 import math
 import types
-from collections.abc import Hashable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +20,15 @@ import yaml
 from .errors import UsageError, near_match
 
 T = TypeVar("T")
+
+
+class Located(dict[str, Any]):
+    """Settings out of a file; ``places`` says where each stands: 'run.yaml, line 3: '."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -36,19 +44,25 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         UsageError: unknown setting, wrong type, or a value that ``cls`` itself refuses.
     """
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    places = values.places if isinstance(values, Located) else {}
     for key in values:
         if key not in fields:
-            raise UsageError(f"{where} has no setting {key!r}{near_match(str(key), fields)}")
+            raise UsageError(
+                f"{places.get(key, '')}{where} has no setting {key!r}{near_match(key, fields)}"
+            )
     hints = get_type_hints(cls)
     converted = {
-        key: convert(value, hints[key], f"{where}: {key}") for key, value in values.items()
+        key: convert(value, hints[key], f"{places.get(key, '')}{where}: {key}")
+        for key, value in values.items()
     }
     try:
         return cls(**converted)
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from error
+        words = str(error).split() or [type(error).__name__]
+        place = places.get(words[0], "")  # a refusal begins with the setting's name
+        raise UsageError(f"{place}{where}: {' '.join(words)}") from error
 
 
 def convert(value: Any, annotation: Any, where: str) -> Any:
@@ -57,7 +71,7 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     Knows bool, int, float, str, Literal, tuple[X, ...], Mapping and X | None.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
             return None
         (inner,) = (argument for argument in arguments if argument is not type(None))
@@ -67,15 +81,20 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
             choices = ", ".join(map(str, arguments))
             raise UsageError(f"{where} must be one of {choices}, got {value!r}")
         return value
-    if origin is tuple:
+    if origin is tuple and arguments[1:] == (...,):
         if isinstance(value, str) and arguments[0] is not str:
             value = value.replace(",", " ").split()
         if not isinstance(value, (list, tuple)):
             value = (value,)
         return tuple(convert(item, arguments[0], where) for item in value)
-    if origin is not None or annotation is Any:
+    if origin is Mapping or annotation is Any:
         return value
-    converter = {bool: _bool, int: _int, float: _float, str: _str}[annotation]
+    converter = {bool: _bool, int: _int, float: _float, str: _str}.get(annotation)
+    if converter is None:
+        raise UsageError(
+            f"{where}: a setting of type {annotation} cannot be given; use bool, int, float, str, "
+            "Literal, tuple[X, ...] or X | None"
+        )
     result = converter(value)
     if result is None:
         raise UsageError(f"{where} must be {_ARTICLE[annotation]}, got {value!r}")
@@ -103,7 +122,7 @@ def _float(value: Any) -> float | None:
         return None
     try:
         number = float(value)  # YAML reads 1e-3 as a string
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -134,29 +153,51 @@ def fingerprint(content: Any) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, with its line."""
+    """SafeLoader that refuses tags, keys that are not text, and keys given twice in one mapping;
+    a date is text."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
+    yaml_implicit_resolvers = {
+        first: [(tag, shape) for tag, shape in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise _refused(f"tag {tag!r} is not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
         for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise _refused(f"key {_source(key)} must be text", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key.value!r}", key.start_mark
-                )
+                raise _refused(f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
+
+
+def _refused(reason: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=reason, problem_mark=mark)
+
+
+def _source(node: yaml.Node) -> str:
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "[...]"
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A YAML file's top-level mapping, and the line (from 1) of each of its keys.
+    """A YAML file's top-level mapping, and the line (from 1) of each key: "seeds", "set.blend".
 
     Raises UsageError with file and line for what is not plain, unambiguous YAML.
     """
     file = Path(path)
     try:
-        text = file.read_text("utf-8")
-        node = yaml.compose(text, _StrictLoader)
-        content = yaml.load(text, _StrictLoader)
+        loader = _StrictLoader(file.read_text("utf-8"))
+        node = loader.get_single_node()
+        content = loader.construct_document(node) if node else None
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -167,16 +208,22 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UsageError(f"{file}{line}: {error.problem or 'not valid YAML'}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UsageError(f"{file}: nested too deeply") from error
     if content is None:
         return {}, {}
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{file}, line 1: expected 'key: value' lines")
-    for key in content:
-        if not isinstance(key, str):
-            raise UsageError(f"{file}: key {key!r} must be text")
-    return content, {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    return content, dict(_lines(node))
 
 
-def at_line(file: str | Path, line: int) -> partial[str]:
-    """A formatter that puts file and line before a message."""
-    return partial("{}, line {}: {}".format, file, line)
+def _lines(node: yaml.Node, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, int]]:
+    # three deep is set.blend.alpha; an alias may lead back to its own beginning
+    if isinstance(node, yaml.MappingNode) and depth:
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", _line(key)
+            yield from _lines(value, f"{prefix}{key.value}.", depth - 1)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

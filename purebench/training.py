@@ -66,7 +66,7 @@ class Recipe:
             return self.lr * (step + 1) / rise
         if self.schedule == "constant":
             return self.lr
-        done = (step - rise) / (steps - rise)
+        done = max(step - rise, 0.0) / (steps - rise)  # rise may end within a step
         return self.lr * (
             1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         )

@@ -1,0 +1,1 @@
+"""Recovery: the mathematics of robust recovery, as functions on tensors."""
