@@ -80,9 +80,10 @@ def l1_regress(
     rounding = 2**6 * epsilon if rounding is None else rounding
 
     # float64 from here on, most iterations excepted: what decides must not be rounding.
-    Q, back = _orthonormal(A.double(), max(A.shape) * epsilon)
+    relative = max(A.shape) * epsilon
+    Q, back = _orthonormal(A.double(), relative)
     b = B.double()
-    live = Q.square().sum(1) > epsilon**2  # other rows have the same residual for every U
+    live = Q.square().sum(1) > relative**2  # other rows have the same residual for every U
     problem = _Problem(Q[live], b[live], delta, rounding)
     u = problem.Q.T @ problem.b
     gap = _loss(problem.b - problem.Q @ u, delta).sum(0)  # 0 being a lower bound
@@ -98,7 +99,8 @@ def l1_regress(
     close = gap <= tolerance * objective
     status = torch.where(exact, 0, torch.where(close, 1, 2)).tolist()
     fitted = live[:, None].expand_as(b).clone()
-    fitted[live] = (problem.b - fit).abs() <= rounding * fit.abs().amax(0)
+    if live.any():
+        fitted[live] = (problem.b - fit).abs() <= rounding * fit.abs().amax(0)
     return L1Fit(
         coefficients=U.to(A.dtype),
         objective=objective.to(A.dtype),
@@ -222,7 +224,7 @@ def _iterate(
             # for data in which few rows see some direction, and for Huber, which needs them all.
             zeros = (y.abs() < 1).sum(0)
             every = last or step % LATER == 0 or delta > 0
-            m = min(int(zeros.max()), p if every else n + max(8, n // 2))
+            m = min(max(n, int(zeros.max())), p if every else n + max(8, n // 2))
             size, rows = y.abs().topk(m, 0, largest=False)
             order = size[-1].argsort()
             for some in order[zeros[order] >= n].split(BATCH):
