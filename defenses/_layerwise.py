@@ -1,0 +1,142 @@
+"""Layer by layer: rows that enter and leave a layer, and the search for the strongest repair."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from purebench import DefenseContext, Split
+from purebench.data import stratified, to_float
+from purebench.evaluate import accuracy
+from purebench.layers import WeightLayer, layer_inputs, layer_outputs, norm_after, unfolded
+
+Repair = Callable[[nn.Module, Tensor, float], nn.Module]
+
+
+def strongest_within(
+    model: nn.Module,
+    ctx: DefenseContext,
+    repair: Repair,
+    strengths: Sequence[float],
+    budget: float,
+    folds: int,
+) -> float:
+    """The first of ``strengths`` that costs at most ``budget`` benign accuracy, else the last.
+
+    What a strength costs is measured across ``folds``: each part of the benign images judges a
+    repair made with the others, so that every image is judged, and none by its own repair.
+    """
+    benign, before = ctx.benign, accuracy(model, ctx.benign)
+    parts = list(_folds(benign, ctx, folds))
+    tried = ctx.notes.setdefault("benign_drop_by_strength", {})
+    with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
+        for strength in strengths:
+            correct = 0.0
+            for rest, held in parts:
+                repaired = repair(copy.deepcopy(model), benign.images[rest], strength)
+                correct += accuracy(repaired, benign[held]) * len(held)
+            drop = before - correct / len(benign)
+            tried[f"{strength:g}"] = round(drop, 6)
+            bar.step(drop=drop)
+            if drop <= budget:
+                break
+    return strength
+
+
+def _folds(benign: Split, ctx: DefenseContext, folds: int) -> Iterator[tuple[Tensor, Tensor]]:
+    left = torch.arange(len(benign))
+    rng = ctx.generator("folds")
+    for fold in range(folds):
+        count = len(left) // (folds - fold)
+        labels = benign.labels.cpu()[left]
+        held = left[stratified(labels, count, ctx.num_classes, rng)]
+        keep = torch.ones(len(benign), dtype=torch.bool)
+        keep[held] = False
+        left = left[~torch.isin(left, held)]
+        yield torch.nonzero(keep).flatten(), held
+
+
+class Rows:
+    """A random choice of (image, position) rows of one layer, the same for whatever passes it.
+
+    positions: (N, m) of each image's positions, for m rows an image.
+    """
+
+    def __init__(self, model: nn.Module, layer: WeightLayer, images: Tensor, count: int) -> None:
+        self.layer = layer
+        self.images = images
+        rng = torch.Generator().manual_seed(0)  # which rows: part of the method, not of chance
+        sample = next(layer_outputs(model, layer, images[:1]))
+        places = sample[0, 0].numel() if sample.ndim == 4 else 1
+        if len(images) > count:
+            chosen = torch.randperm(len(images), generator=rng)[:count].sort().values
+            self.images = images[chosen.to(images.device)]
+        each = min(places, -(-count // len(self.images)))
+        draws = torch.rand(len(self.images), places, generator=rng)
+        self.positions = draws.argsort(1)[:, :each].to(images.device)
+
+    def inputs(self, model: nn.Module, layer: WeightLayer) -> Tensor:
+        """(G, rows, k): what enters ``layer`` of ``model``."""
+        parts, start = [], 0
+        for batch in layer_inputs(model, layer, self.images):
+            columns = unfolded(layer, batch)
+            groups, _, width = columns.shape
+            columns = columns.view(groups, len(batch), -1, width)
+            index = self.positions[start : start + len(batch)]
+            start += len(batch)
+            picked = columns.gather(2, index[None, :, :, None].expand(groups, -1, -1, width))
+            parts.append(picked.reshape(groups, -1, width))
+        return torch.cat(parts, 1)
+
+    def outputs(self, model: nn.Module, layer: nn.Module) -> Tensor:
+        """(rows, c): what leaves ``layer`` of ``model``."""
+        batches = layer_outputs(model, layer, self.images)
+        return self._pick(batches)
+
+    def influence(self, model: nn.Module, layer: nn.Module, rng: torch.Generator) -> Tensor:
+        """(rows, c): how far the logits move with each output of ``layer``, the root mean square
+        gradient of two random combinations of them."""
+
+        def gradients() -> Iterator[Tensor]:
+            held: list[Tensor] = []
+            handle = layer.register_forward_hook(lambda _, __, output: held.append(output))
+            try:
+                for part in self.images.split(250):
+                    logits = model(to_float(part))
+                    total = torch.zeros_like(held[-1])
+                    for last in (False, True):
+                        probe = torch.randn(logits.shape, generator=rng).to(logits)
+                        (gradient,) = torch.autograd.grad(
+                            (logits * probe).sum(), held[-1], retain_graph=not last
+                        )
+                        total += gradient.square()
+                    held.clear()
+                    yield total.sqrt()
+            finally:
+                handle.remove()
+
+        return self._pick(gradients())
+
+    def _pick(self, batches: Iterator[Tensor]) -> Tensor:
+        parts, start = [], 0
+        for batch in batches:
+            rows = batch.flatten(2).mT if batch.ndim == 4 else batch[:, None]
+            index = self.positions[start : start + len(batch)]
+            start += len(batch)
+            parts.append(rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])))
+        return torch.cat(parts).flatten(0, 1)
+
+
+@torch.no_grad()
+def shift(model: nn.Module, layer: WeightLayer, images: Tensor, offset: Tensor) -> None:
+    """Make ``layer`` give weight x + offset: in its bias, else in its BatchNorm's running mean
+    (whose variance and affine part stay). Without either the offset is dropped."""
+    if layer.bias is not None:
+        layer.bias.copy_(offset)
+        return
+    norm = norm_after(model, layer, images)
+    if norm is not None and norm.running_mean is not None:
+        norm.running_mean.sub_(offset)
