@@ -10,7 +10,7 @@ official order. They are kept in the data root as one file without header and ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,7 +64,7 @@ class Cifar10(Dataset):
     recipe: ClassVar[str] = "cifar_fast"
     crop: ClassVar[int] = 4
     flip: ClassVar[bool] = True
-    source: str | None = None
+    source: str | None = field(default=None, metadata={"location": True})
 
     def load(self, ctx: LoadContext) -> Source:
         kept = ctx.root / KEPT_NAME

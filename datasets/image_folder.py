@@ -10,7 +10,7 @@ What becomes of rotation tags, palettes, alpha and 16 bits is said in _image_fil
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
@@ -38,7 +38,7 @@ class ImageFolder(Dataset):
     """
 
     paper: ClassVar[str] = "your own data"
-    path: str | None = None
+    path: str | None = field(default=None, metadata={"location": True})
     size: int | None = None
     channels: int | None = None
 

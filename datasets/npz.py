@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,7 @@ class Npz(Dataset):
     """
 
     paper: ClassVar[str] = "your own data"
-    path: str | None = None
+    path: str | None = field(default=None, metadata={"location": True})
     num_classes: int | None = None
     layout: Literal["auto", "NHWC", "NCHW"] = "auto"
 

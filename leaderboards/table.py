@@ -52,8 +52,9 @@ class Row:
 
     @property
     def order(self) -> tuple[bool, float, float, str]:
-        """Undefended first, then by mean DER, then by worst ASR."""
-        rating = statistics.fmean(self.der) if self.der else -1.0
+        """Undefended first, then by mean DER (control: ACC), then by worst ASR."""
+        ratings = self.der or self.acc
+        rating = statistics.fmean(ratings) if ratings else -1.0
         return self.defense != UNDEFENDED, -rating, max(self.asr, default=2.0), self.defense
 
 
@@ -85,20 +86,23 @@ def _row(attack: str, defense: str, records: Sequence[Record]) -> Row:
         if record.status == "skipped":
             remarks[f"skipped: {record.error}"] = None
             continue
-        if attack == "mean" and not record.took:
+        weak = before is not None and not before.diverged and not record.took
+        if attack == "mean" and weak:
             remarks["without weak attacks"] = None
             continue
         if record.status != "ok" or before is None or after is None:
             remarks[f"{record.status}: {record.error}"] = None
             scores.append((0.0, 1.0, 0.0, 0.0))
             continue
-        if attack not in ("mean", CONTROL) and not record.took:
+        if attack != CONTROL and weak:
             remarks["weak attack"] = None
         if after.degenerate:
             remarks["degenerate: one class for > 95 %"] = None
         scores.append((after.acc, after.asr, after.ra, der(before, after)))
         seconds.append(record.cost["seconds"])
     acc, asr, ra, ratings = zip(*scores, strict=True) if scores else ((), (), (), ())
+    if attack == CONTROL:  # there is no trigger to succeed
+        asr = ra = ratings = ()
     return Row(
         attack, defense, acc, asr, ra, ratings, tuple(seconds),
         max(record.benign_count for record in records), tuple(remarks),
@@ -117,7 +121,6 @@ def spread(values: Sequence[float], percent: bool) -> str:
 
 
 def _cells(table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    control = table[0].attack == CONTROL
     remarked = any(row.remarks for row in table)
     several = table[0].attack == "mean"
     headings = ["defense", *(heading for heading, _, _ in _COLUMNS)]
@@ -127,9 +130,7 @@ def _cells(table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in table:
         line = [row.defense]
-        for _, name, percent in _COLUMNS:
-            hidden = control and name in ("asr", "ra", "der")
-            line.append("–" if hidden else spread(getattr(row, name), percent))
+        line += [spread(getattr(row, name), percent) for _, name, percent in _COLUMNS]
         if several:
             line.insert(3, spread([row.worst_asr] if row.worst_asr is not None else [], True))
         line.append(f"{row.benign_count:,}")

@@ -1,7 +1,7 @@
 """Artifact: a backdoored network on disk, as safetensors with a JSON card. Nothing is unpickled.
 
 The card is written last and holds the sha256 of the tensors, which is verified before they are
-parsed: a card that is there and agrees is the only sign of a finished training.
+parsed, and its own: a card that is there and agrees is the only sign of a finished training.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def save_artifact(folder: Path, victim: BackdooredModel, identity: dict[str, Any
         "notes": victim.notes,
         "sha256": sha256(content),
     }
+    card = json.loads(json.dumps(card, allow_nan=False))  # as it will be read
+    card["card_sha256"] = _digest(card)
     write_atomic(folder / TENSORS, content)
     write_atomic(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
 
@@ -69,6 +71,8 @@ def load_artifact(
         return None
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
+        if card.pop("card_sha256") != _digest(card):
+            raise Damaged("its card is not as it was written")
         if card["schema"] != SCHEMA or canonical(card["identity"]) != canonical(identity):
             raise Damaged("its card describes another model")
         content = (folder / TENSORS).read_bytes()
@@ -89,6 +93,10 @@ def load_artifact(
         raise Damaged(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return BackdooredModel(model.eval(), trigger.to(device).eval(), goal, poisoned, notes)
+
+
+def _digest(card: dict[str, Any]) -> str:
+    return sha256(canonical(card).encode())
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:

@@ -154,11 +154,12 @@ def _execute(config: RunConfig) -> int:
 
 
 def _verdict(record: Record, reused: bool) -> str:
-    name = record.cell.defense["name"]
-    if record.after is None:
-        return f"{name}: {record.status}: {record.error}"
-    scores = f"ACC {record.after.acc:.2%}, ASR {record.after.asr:.2%}, RA {record.after.ra:.2%}"
-    return f"{name}: {scores}" + (" (from the cache)" if reused else "")
+    after = record.after
+    if record.status != "ok" or after is None:
+        text = f"{record.status}: {record.error}"
+    else:
+        text = f"ACC {after.acc:.2%}, ASR {after.asr:.2%}, RA {after.ra:.2%}"
+    return f"{record.cell.defense['name']}: {text}" + (" (from the cache)" if reused else "")
 
 
 def _publish(records: list[Record], paths: list[Path], output: Path) -> None:

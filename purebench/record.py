@@ -101,7 +101,11 @@ def read_record(path: Path) -> Record:
         for key in ("before", "after"):
             if content[key] is not None:
                 content[key] = _scores(content[key])
-        return Record(**content)
+        record = Record(**content)
+        scored = None not in (record.before, record.after, record.cost.get("seconds"))
+        if record.status == "ok" and not scored:
+            raise ValueError("status 'ok' without scores or seconds")
+        return record
     except Unreadable:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -109,11 +113,13 @@ def read_record(path: Path) -> Record:
 
 
 def _scores(content: dict[str, Any]) -> Scores:
-    if any(not isinstance(value, int) or value < 0 for value in content.values()):
+    if any(type(value) is not int or value < 0 for value in content.values()):
         raise ValueError(f"counts must be whole numbers, got {content}")
     scores = Scores(**content)
-    if scores.clean_correct > scores.clean_count or scores.clean_count == 0:
+    clean = max(scores.clean_correct, scores.most_predicted_count)
+    if clean > scores.clean_count or scores.clean_count == 0:
         raise ValueError(f"clean counts do not fit: {content}")
-    if scores.triggered_as_target + scores.triggered_as_true > scores.triggered_count:
+    triggered = scores.triggered_as_target + scores.triggered_as_true
+    if triggered > scores.triggered_count or scores.triggered_count == 0:
         raise ValueError(f"triggered counts do not fit: {content}")
     return scores

@@ -32,7 +32,7 @@ from .progress import Progress
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
 from .seeding import derive, isolated
-from .settings import build, describe, fingerprint
+from .settings import build, canonical, describe, fingerprint
 from .storage import need_writable, set_aside
 from .training import RECIPES, Recipe
 
@@ -126,13 +126,13 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
     recipe_name = config.recipe or dataset.recipe
     if recipe_name not in RECIPES:
         raise UsageError(f"unknown recipe {recipe_name!r}{near_match(recipe_name, RECIPES)}")
-    base = describe(RECIPES[recipe_name])
-    recipe = build(Recipe, {**base, **unused.pop(recipe_name, {})}, f"recipe {recipe_name}")
+    base = RECIPES[recipe_name]
+    recipe = build(Recipe, unused.pop(recipe_name, {}), f"recipe {recipe_name}", base)
     if unused:
         parts = [plugin.name for plugin in (*attacks, *defenses, dataset, architecture)]
         name = min(unused)
         raise UsageError(
-            f"--set {name}.{min(unused[name])}: {name!r} is no part of this run"
+            f"setting {name}.{min(unused[name])}: {name!r} is no part of this run"
             f"{near_match(name, [*parts, recipe_name])}"
         )
     torch.set_num_threads(config.threads)
@@ -141,8 +141,8 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
         raise UsageError(
             f"precision {recipe.precision} is for CUDA; on a CPU it is slower than fp32"
         )
-    need_writable(Path(config.output))
     source = dataset.load(LoadContext(Path(config.data_root), config.offline, progress))
+    _check_source(dataset.name, source)
     plan = Plan(
         config, device, dataset, source, source.digest(), architecture, recipe_name, recipe,
         attacks, defenses, progress,
@@ -152,6 +152,8 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
     for attack in attacks:
         attack.check(train.labels, plan.goal(), plan.rate(attack))
     _check_fit(plan)
+    for folder in ("models", "records", "tables"):
+        need_writable(plan.output / folder)
     return plan
 
 
@@ -169,6 +171,22 @@ def _quick_defenses() -> list[str]:
 
 def _make(registry: Registry[Any], name: str, unused: dict[str, Any]) -> Any:
     return build(registry[name], unused.pop(name, {}), f"{registry.kind} {name}")
+
+
+def _check_source(name: str, source: Source) -> None:
+    for part, split in (("training", source.train), ("test", source.test)):
+        wrong = split.labels[(split.labels < 0) | (split.labels >= source.num_classes)]
+        if len(wrong):
+            values = ", ".join(map(str, wrong.unique()[:20].tolist()))
+            raise UsageError(
+                f"dataset {name}: {len(wrong)} {part} labels lie outside 0 to "
+                f"{source.num_classes - 1}: {values}"
+            )
+        if split.shape != source.train.shape or not len(split):
+            raise UsageError(
+                f"dataset {name}: {len(split)} {part} images of {tuple(split.shape)}, training "
+                f"images are {tuple(source.train.shape)}"
+            )
 
 
 def _check_fit(plan: Plan) -> None:
@@ -195,6 +213,7 @@ class Victim:
         self.identity = victim_identity(plan.cell(attack, plan.defenses[0], seed))
         self.fingerprint = fingerprint(self.identity)
         self.folder = plan.output / "models" / f"{attack.name}-s{seed}-{self.fingerprint}"
+        self.failure: Exception | None = None
 
     @cached_property
     def bundle(self) -> DataBundle:
@@ -226,7 +245,10 @@ class Victim:
 
     @cached_property
     def model(self) -> BackdooredModel:
-        """From the cache where a whole, matching artifact lies there; else trained and kept."""
+        """From the cache where a whole, matching artifact lies there; else trained and kept.
+        What failed once fails for every defense, without another try."""
+        if self.failure is not None:
+            raise self.failure
         fresh = self.plan.config.force
         try:
             found = None if fresh else self._load()
@@ -235,7 +257,11 @@ class Victim:
             self.plan.progress.say(f"{self.folder.name} is damaged ({reason}): kept as {place}")
             self.plan.progress.say(f"training {self.attack.name} again")
             found = None
-        return found or self._train()
+        try:
+            return found or self._train()
+        except Exception as error:
+            self.failure = error
+            raise
 
     def _load(self) -> BackdooredModel | None:
         def blank() -> tuple[nn.Module, nn.Module]:
@@ -309,8 +335,9 @@ def execute(plan: Plan, done: Callable[[Record, Path, bool], None]) -> Iterator[
         for attack in plan.attacks:
             victim = Victim(plan, attack, seed)
             for defense in plan.defenses:
-                path = record_path(plan, plan.cell(attack, defense, seed))
-                found = None if plan.config.force else _finished(path, plan.progress)
+                cell = plan.cell(attack, defense, seed)
+                path = record_path(plan, cell)
+                found = None if plan.config.force else _finished(path, cell, plan.progress)
                 record = found or run_cell(victim, defense)
                 if found is None:
                     record.write(path)
@@ -323,9 +350,11 @@ def execute(plan: Plan, done: Callable[[Record, Path, bool], None]) -> Iterator[
                 yield record
 
 
-def _finished(path: Path, progress: Progress) -> Record | None:
+def _finished(path: Path, cell: Cell, progress: Progress) -> Record | None:
     try:
         record = read_record(path)
+        if record.cell != cell:
+            raise Unreadable(f"{path}: its cell is not the one that it is named for")
     except FileNotFoundError:
         return None
     except Unreadable as reason:
@@ -364,8 +393,13 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
     except Diverged as reason:
         status, error = "diverged", str(reason)
     except Exception as reason:  # one cell's failure is not its neighbours'
-        status, error = "failed", f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+        text = " ".join(str(reason).split())
+        status, error = "failed", f"{type(reason).__name__}{': ' if text else ''}{text}"
         notes["traceback"] = traceback.format_exc().splitlines()[-12:]
+    try:
+        canonical(notes)
+    except (TypeError, ValueError) as reason:
+        status, error, notes = "failed", f"ctx.notes cannot be written as JSON: {reason}", {}
     return Record(
         cell=cell,
         fingerprint=cell_fingerprint(cell),

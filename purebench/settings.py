@@ -33,8 +33,8 @@ class Located(dict[str, Any]):
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of the dataclass ``cls`` with ``values`` over its defaults.
+def build(cls: type[T], values: Mapping[str, Any], where: str, base: T | None = None) -> T:
+    """An instance of the dataclass ``cls`` with ``values`` over its defaults, or over ``base``.
 
     Args:
         values: setting -> value; text is converted by the field's annotation.
@@ -56,7 +56,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         for key, value in values.items()
     }
     try:
-        return cls(**converted)
+        return cls(**converted) if base is None else dataclasses.replace(base, **converted)  # type: ignore[type-var]
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
@@ -132,9 +132,15 @@ def _str(value: Any) -> str | None:
 
 
 def describe(instance: Any) -> dict[str, Any]:
-    """The settings of a plug-in as JSON-able data, in the order of its fields."""
+    """The settings of a plug-in as JSON-able data, in the order of its fields.
+
+    Left out: fields with ``metadata={"location": True}``, which say where data lies on one
+    machine, not what it is.
+    """
     return {
-        field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)
+        field.name: _plain(getattr(instance, field.name))
+        for field in dataclasses.fields(instance)
+        if not field.metadata.get("location")
     }
 
 

@@ -1,0 +1,599 @@
+"""The command line: what it answers, what it leaves on the disk, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from purebench import DEFENSES
+from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
+from purebench.record import Record, read_record
+from purebench.registry import REGISTRIES
+
+ROOT = Path(__file__).parent.parent
+
+TINY = {
+    "shapes.train_count": 200,
+    "shapes.test_count": 60,
+    "small_cnn.width": 2,
+    "mnist_fast.epochs": 1,
+}
+
+SHRINK = '''\
+"""Shrink: scale the last layer down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from purebench import DEFENSES, Defense, DefenseContext
+
+
+@DEFENSES.register("shrink")
+@dataclass(frozen=True)
+class Shrink(Defense):
+    """factor: of the weights, 0 < factor <= 1."""
+
+    paper: ClassVar[str] = "Nobody 2025"
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor must lie in (0, 1], got {self.factor}")
+
+    def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        with torch.no_grad():
+            list(model.parameters())[-1].mul_(self.factor)
+        ctx.notes["factor"] = self.factor
+        return model
+'''
+
+FAULTY = """\
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from purebench import DEFENSES, Defense, DefenseContext, NotApplicable
+
+
+@DEFENSES.register("faulty")
+@dataclass(frozen=True)
+class Faulty(Defense):
+    def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        {deed}
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def cached(self) -> list[str]:
+        """The defenses whose results were there before."""
+        return re.findall(r"\] (\w+): .*\(from the cache\)$", self.err, re.MULTILINE)
+
+    @property
+    def done(self) -> list[str]:
+        return re.findall(r"\[\d+/\d+\] (\w+): ", self.err)
+
+
+Bench = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """What --plugin registered is gone after the test."""
+    yield
+    for registry in REGISTRIES:
+        for name, cls in list(registry._classes.items()):
+            if cls.__module__.startswith("purebench_plugin_"):
+                del registry._classes[name]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(place: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """The command line."""
+
+    def bench(*words: str) -> Answer:
+        capsys.readouterr()
+        code = main(words)
+        return Answer(code, *capsys.readouterr())
+
+    return bench
+
+
+@pytest.fixture
+def attack(bench: Bench) -> Bench:
+    """The command line with a small network, small data and one epoch, but for what is given."""
+
+    def attack(*words: str) -> Answer:
+        line = " ".join(words)
+        usual = {"--attack": "badnets", "--dataset": "shapes", "--device": "cpu"}
+        if "--config" in words:
+            del usual["--attack"]
+        parts = {"--dataset": "shapes.", "--model": "small_cnn.", "--recipe": "mnist_fast."}
+        foreign = tuple(part for option, part in parts.items() if option in words)
+        small = {
+            key: value
+            for key, value in TINY.items()
+            if not key.startswith(foreign) and f"{key}=" not in line
+        }
+        given = [word for pair in usual.items() if pair[0] not in words for word in pair]
+        return bench(*given, *words, *(f"--set={key}={value}" for key, value in small.items()))
+
+    return attack
+
+
+def records(place: Path) -> dict[str, Record]:
+    """File name without its fingerprint -> record."""
+    files = (place / "results" / "records").rglob("*.json")
+    return {file.name.rpartition("-")[0]: read_record(file) for file in files}
+
+
+def untrained(place: Path) -> bool:
+    return not list(place.rglob("models"))
+
+
+def refused(answer: Answer, message: str) -> None:
+    """Exit code 2 and one line."""
+    assert (answer.code, answer.out) == (USAGE, "")
+    assert re.fullmatch(rf"error: .*{message}.*\n", answer.err), answer.err
+
+
+# --- a run --------------------------------------------------------------------------------------
+
+
+def test_run(attack: Bench, place: Path) -> None:
+    answer = attack()
+    quick = sorted(name for name in DEFENSES.names() if DEFENSES[name].default)
+    assert answer.code == OK
+    assert sorted(answer.done) == quick
+    assert answer.cached == []
+    assert "badnets, seed 0: undefended ACC " in answer.err
+    rows = [line.split()[0] for line in answer.out.splitlines() if re.match(r"\w+ +[\d.]+ ", line)]
+    assert sorted(rows) == quick
+    assert rows[0] == "none"
+    assert (
+        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · seed 0" in answer.out
+    )
+    found = records(place)
+    assert set(found) == {f"badnets-{name}-s0" for name in quick}
+    assert all(record.status == "ok" and record.benign_count == 10 for record in found.values())
+    printed = re.findall(r"^(?:Markdown|CSV|JSON|records) +(\S+)", answer.out, re.MULTILINE)
+    assert len(printed) == 4
+    assert all((place / path).exists() for path in printed)
+    names = re.findall(r"^ +(badnets-\S+\.json)$", answer.out, re.MULTILINE)
+    assert sorted(names) == sorted(file.name for file in (place / printed[0]).iterdir())
+
+
+def test_a_second_run_is_answered_from_the_cache(attack: Bench, place: Path) -> None:
+    first = attack("--defense", "none", "prune")
+    before = {file: file.read_bytes() for file in place.rglob("*.*") if file.is_file()}
+    second = attack("--defense", "none", "prune")
+    assert second.cached == second.done == first.done
+    assert "training" not in second.err
+    assert second.out == first.out
+    assert {file: file.read_bytes() for file in place.rglob("*.*") if file.is_file()} == before
+
+
+def test_a_changed_setting_reruns_its_defense_only(attack: Bench, place: Path) -> None:
+    attack("--defense", "none", "prune", "fine_prune")
+    again = attack("--defense", "none", "prune", "fine_prune", "--set", "prune.budget=0.5")
+    assert again.cached == ["none", "fine_prune"]
+    assert "training" not in again.err
+    assert len(list((place / "results" / "models").iterdir())) == 1
+
+
+def test_a_changed_attack_reruns_everything(attack: Bench, place: Path) -> None:
+    attack("--defense", "none")
+    for words in (["--poison-rate", "0.2"], ["--target", "1"], ["--seeds", "1"], ["--all-to-all"]):
+        answer = attack("--defense", "none", *words)
+        assert (answer.done, answer.cached) == (["none"], []), words
+        assert "training" in answer.err
+    assert len(list((place / "results" / "models").iterdir())) == 5
+
+
+def test_force_repeats_to_the_bit(attack: Bench, place: Path) -> None:
+    words = ("--defense", "none", "fine_tune", "prune", "--force")
+    runs = []
+    for _ in range(2):
+        answer = attack(*words)
+        assert (answer.code, answer.cached) == (OK, [])
+        assert "training" in answer.err
+        files = sorted((place / "results" / "records").rglob("*.json"))
+        runs.append([json.loads(file.read_text()) for file in files])
+    costs = [[record.pop("cost") for record in run] for run in runs]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 3
+    assert costs[0] != costs[1]
+
+
+def test_several_attacks_and_seeds(attack: Bench, place: Path) -> None:
+    answer = attack(
+        "--attack", "badnets", "--attack", "none", "--defense", "none", "--seeds", "0", "5"
+    )
+    assert answer.code == OK
+    expected = {f"{name}-none-s{seed}" for name in ("badnets", "none") for seed in (0, 5)}
+    assert set(records(place)) == expected
+    assert "no attack (clean control) · seeds 0, 5" in answer.out
+
+
+def test_all_to_all(attack: Bench, place: Path) -> None:
+    answer = attack("--defense", "none", "--all-to-all")
+    assert answer.code == OK
+    (record,) = records(place).values()
+    assert record.cell.all_to_all
+    assert record.before is not None
+    assert record.before.triggered_count == 60  # every class has one to become
+    assert "all-to-all" in answer.out
+
+
+def test_quiet(attack: Bench) -> None:
+    answer = attack("--defense", "none", "--quiet")
+    assert (answer.code, answer.err) == (OK, "")
+    assert "defense" in answer.out
+
+
+def test_settings_reach_the_record(attack: Bench, place: Path) -> None:
+    words = "--attack blend --defense none --set blend.alpha=1e-1 --target 2 --benign-fraction 0.1"
+    attack(*words.split(), "--benign-source", "held_out", "--output", "elsewhere/deep")
+    (file,) = (place / "elsewhere/deep/records").rglob("*.json")
+    record = read_record(file)
+    assert record.cell.attack["settings"] == {"alpha": 0.1}
+    assert (record.cell.target, record.benign_count) == (2, 20)
+    assert (record.cell.benign_fraction, record.cell.benign_source) == (0.1, "held_out")
+    assert record.cell.recipe["settings"]["epochs"] == 1
+    assert not (place / "results").exists()
+
+
+def test_config_file_under_options(attack: Bench, place: Path) -> None:
+    (place / "run.yaml").write_text(
+        "attack: blend\ndefense: [none]\nseeds: [3, 4]\ntarget: 1\n"
+        "set:\n  blend: {alpha: 5e-1}\n  mnist_fast: {epochs: 50, lr: 0.03}\n"
+    )
+    answer = attack("--config", "run.yaml", "--seeds", "7")
+    assert answer.code == OK
+    assert set(records(place)) == {"blend-none-s7"}
+    cell = records(place)["blend-none-s7"].cell
+    assert (cell.target, cell.attack["settings"]) == (1, {"alpha": 0.5})
+    recipe = cell.recipe["settings"]
+    assert (recipe["epochs"], recipe["lr"]) == (1, 0.03)  # the option's, the file's
+
+
+def test_a_terminal_that_knows_no_arrows(attack: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert attack("--defense", "none").code == OK
+    assert b"ASR % ?" in shown.getvalue()
+
+
+# --- plug-ins of one's own ----------------------------------------------------------------------
+
+
+def test_a_defense_of_ones_own(bench: Bench, attack: Bench, place: Path) -> None:
+    """One file, no other edit: it is listed, run, tabled, and has settings."""
+    (place / "mine.py").write_text(SHRINK)
+    listed = bench("list", "--plugin", "mine.py")
+    assert "shrink             scale the last layer down.\n" in listed.out
+    assert "[Nobody 2025]" in listed.out
+    words = ("--plugin", "mine.py", "--defense", "none", "shrink")
+    answer = attack(*words, "--set", "shrink.factor=0.25")
+    assert answer.code == OK
+    assert re.search(r"^shrink +[\d.]+ ", answer.out, re.MULTILINE)
+    assert records(place)["badnets-shrink-s0"].notes == {"factor": 0.25}
+    assert attack(*words).cached == ["none"]
+    refused(attack(*words, "--set", "shrink.factor=7"), r"defense shrink: factor must lie in")
+    refused(attack(*words, "--set", "shrink.facter=1"), r"'facter'; did you mean 'factor'\?")
+    refused(attack("--plugin", "mine.py", "--defense", "shrnk"), r"did you mean 'shrink'\?")
+
+
+def test_a_plugin_without_a_docstring_is_listed(bench: Bench, place: Path) -> None:
+    (place / "mine.py").write_text(FAULTY.format(deed="raise OSError"))
+    listed = bench("list", "--plugin", "mine.py")
+    assert re.search(r"^  faulty +$", listed.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("deed", "status", "error", "code"),
+    [
+        ("raise RuntimeError('out of\\nluck')", "failed", "RuntimeError: out of luck", FAILED),
+        ("assert False", "failed", "AssertionError", FAILED),
+        ("return None", "failed", "TypeError: purify returned NoneType", FAILED),
+        ("return nn.Linear(2, 2)", "failed", "RuntimeError: ", FAILED),
+        (
+            "return nn.Sequential(model, nn.Threshold(1e9, float('nan')))",
+            "diverged",
+            "105 images",
+            FAILED,
+        ),
+        ("raise NotApplicable('no such layer')", "skipped", "no such layer", OK),
+    ],
+    ids=["raises", "asserts", "nothing", "misfit", "NaN", "skips"],
+)
+def test_a_failing_defense(
+    attack: Bench, place: Path, deed: str, status: str, error: str, code: int
+) -> None:
+    """The others' results stay; the exit code, the summary, the table and a record tell."""
+    (place / "mine.py").write_text(FAULTY.format(deed=deed))
+    words = ("--plugin", "mine.py", "--defense", "faulty", "none")
+    answer = attack(*words)
+    assert answer.code == code
+    assert re.search(r"^none +[\d.]+ ", answer.out, re.MULTILINE)
+    assert re.search(rf"^faulty .*{status}: {error}", answer.out, re.MULTILINE)
+    told = f"{status}: badnets / faulty / seed 0: {error}"
+    assert [told in answer.err, "1 of 2 cells did not finish\n" in answer.err] == [code != OK] * 2
+    found = records(place)
+    assert found["badnets-none-s0"].status == "ok"
+    faulty = found["badnets-faulty-s0"]
+    assert (faulty.status, faulty.after) == (status, None if status != "diverged" else faulty.after)
+    assert faulty.error is not None
+    assert faulty.error.startswith(error)
+    assert f"] faulty: {status}: {error}" in answer.err
+    assert faulty.before == found["badnets-none-s0"].before
+    tried_again = status == "failed"
+    assert attack(*words).cached == (["none"] if tried_again else ["faulty", "none"])
+
+
+def test_control_c(attack: Bench, place: Path) -> None:
+    """What is finished stays, whole, and the same command goes on from there."""
+    file = place / "mine.py"
+    file.write_text(FAULTY.format(deed="raise KeyboardInterrupt"))
+    words = ("--plugin", "mine.py", "--defense", "none", "faulty", "prune")
+    answer = attack(*words)
+    assert answer.code == INTERRUPTED == 130
+    assert answer.err.endswith(
+        "interrupted: finished cells are kept; the same command goes on from there\n"
+    )
+    assert "Traceback" not in answer.err
+    assert {name: record.status for name, record in records(place).items()} == {
+        "badnets-none-s0": "ok"
+    }
+    assert not list(place.rglob(".*"))  # files written aside
+    file.write_text(FAULTY.format(deed="return model"))
+    again = attack(*words)
+    assert (again.code, again.cached) == (OK, ["none"])
+    assert again.done == ["none", "faulty", "prune"]
+    assert "training:" not in again.err
+
+
+# --- list, doctor, help -------------------------------------------------------------------------
+
+
+def test_list(bench: Bench) -> None:
+    answer = bench("list")
+    assert (answer.code, answer.err) == (OK, "")
+    for registry in REGISTRIES:
+        part = answer.out.partition(f"{registry.folder}:\n")[2]
+        for name in registry.names():
+            paper = re.escape(registry[name].paper)
+            assert re.search(rf"^  {name} +\S.*\.\n +\[{paper}\]$", part, re.MULTILINE), name
+
+
+def test_doctor(bench: Bench, place: Path) -> None:
+    answer = bench("doctor", "--device", "cpu")
+    assert (answer.code, answer.err) == (OK, "")
+    assert f"torch        {torch.__version__.split('+')[0]}" in answer.out
+    assert "yes: two trainings, equal bits" in answer.out
+    assert answer.out.endswith("all well\n")
+    (place / "taken").touch()
+    answer = bench("doctor", "--output", "taken", "--device", "cpu")
+    assert answer.code == FAILED
+    assert "cannot write to the output folder taken" in answer.out
+
+
+def test_no_arguments_mean_help(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = bench()
+    assert (answer.code, answer.err) == (OK, "")
+    assert answer.out.startswith("usage: bench.py")
+    assert "python bench.py --attack blend" in answer.out
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out == answer.out
+
+
+@pytest.mark.parametrize(("word", "unbuffered"), [("--help", ""), ("--version", ""), ("list", "1")])
+def test_a_reader_that_has_gone(word: str, unbuffered: str) -> None:
+    """``bench.py ... | head -1``: noticed when the output ends, or at once."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "bench.py", word],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (OK, "")
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lits"], r"unknown command 'lits'; did you mean 'list'\?"),
+        (["blend"], r"unknown command 'blend'; known: doctor, list, run"),
+        (["--atack", "blend"], r"unknown option '--atack'; did you mean '--attack'\?"),
+        (["--seed=3"], r"unknown option '--seed'; did you mean '--seeds'\?"),
+        (["list", "--plug", "x.py"], r"unknown option '--plug'; did you mean '--plugin'\?"),
+        (["list", "attacks"], "unexpected 'attacks'"),
+        (["doctor", "--attack", "blend"], "unknown option '--attack'"),
+        (["--quiet", "blend"], "unexpected 'blend': it belongs to no option"),
+        (["--attack"], "argument --attack: expected at least one argument"),
+        (["--target"], "argument --target: expected one argument"),
+        (["--dataset", "shapes"], "name at least one attack: .*badnets, blend"),
+        (["--config", "nowhere.yaml"], r"cannot read nowhere\.yaml: No such file or directory"),
+        (["list", "--plugin", "nowhere.py"], r"--plugin 'nowhere\.py': no such file"),
+        (["doctor", "--device", "tpu"], "unknown device 'tpu'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_words(bench: Bench, place: Path, words: list[str], message: str) -> None:
+    answer = bench(*words)
+    refused(Answer(answer.code, "" if words[0] == "doctor" else answer.out, answer.err), message)
+    assert untrained(place)
+
+
+NO_CUDA = f"device 'cuda:{torch.cuda.device_count()}' is not there: torch .* sees"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # names
+        ("--attack blnd", r"unknown attack 'blnd'; did you mean 'blend'\?"),
+        ("--attack badnets blnd", r"unknown attack 'blnd'; did you mean 'blend'\?"),
+        ("--defense finetune", r"unknown defense 'finetune'; did you mean 'fine_tune'\?"),
+        ("--model smal_cnn", r"unknown model 'smal_cnn'; did you mean 'small_cnn'\?"),
+        ("--dataset shape", r"unknown dataset 'shape'; did you mean 'shapes'\?"),
+        ("--recipe mnist_fats", r"unknown recipe 'mnist_fats'; did you mean 'mnist_fast'\?"),
+        ("--attack ../x", r"unknown attack '\.\./x'; known: "),
+        ("--defense a/b", "unknown defense 'a/b'; known: "),
+        ("--model ../small_cnn", r"unknown model '\.\./small_cnn'; did you mean 'small_cnn'"),
+        ("--dataset /etc/passwd", "unknown dataset '/etc/passwd'; known: "),
+        ("--attack _masks", "unknown attack '_masks'"),
+        # settings
+        ("--attack blend --set blend.alfa=1", r"attack blend has no setting 'alfa'; .*'alpha'\?"),
+        ("--attack blend --set blend.alpha=7", r"attack blend: alpha must lie .*, got 7\.0"),
+        ("--attack blend --set blend.alpha=x", "attack blend: alpha must be a number, got 'x'"),
+        ("--attack blend --set blend.alpha=nan", "alpha must be a number, got 'nan'"),
+        ("--set blend.alpha=0.1", "'blend' is no part of this run"),
+        ("--set badnest.size=3", r"'badnest' is no part of this run; did you mean 'badnets'\?"),
+        ("--set alpha=0.1", r"--set 'alpha=0\.1' must have the form NAME\.KEY=VALUE"),
+        ("--set prune.budget=2 --defense prune", "defense prune: budget must be .*, got 2"),
+        ("--set mnist_fast.epochs=1.5", "recipe mnist_fast: epochs must be a whole number"),
+        ("--set mnist_fast.lr=1 mnist_fast.lr=2", r"--set gives mnist_fast\.lr twice"),
+        ("--set mnist_fast.lr=-1", "recipe mnist_fast: lr must not be negative"),
+        ("--set mnist_fast.precision=bf16", "precision bf16 is for CUDA"),
+        ("--set mnist_fast.precision=fp16", "precision must be one of fp32, tf32, bf16"),
+        ("--set shapes.size=4", "dataset shapes: size must be at least 12, got 4"),
+        ("--set shapes.size=12", "model small_cnn does not fit 1x12x12 images: .*16x16"),
+        ("--model one_hidden --set one_hidden.patch=5", "does not fit 1x16x16 images: .*patch 5"),
+        # the attack's aim
+        ("--target 4", "target class 4 does not exist: the dataset has classes 0 to 3"),
+        ("--target -1", "target class -1 does not exist"),
+        ("--target one", "--target must be a whole number, got 'one'"),
+        ("--poison-rate 0", "poison rate 0.0 poisons 0 of the 200 training images"),
+        ("--poison-rate 0.001", "poison rate 0.001 poisons 0 of the 200 training images"),
+        ("--poison-rate 1.5", "poison rate 1.5 poisons 300 of the 200 training images"),
+        ("--poison-rate -0.1", "poison rate -0.1 poisons 0 of"),
+        ("--poison-rate nan", "--poison-rate must be a number, got 'nan'"),
+        ("--benign-fraction 0", "benign fraction must lie between 0 and 1, got 0.0"),
+        ("--benign-fraction 0.01", "leaves the defender 2; it needs at least 2 a class, 8"),
+        # the run
+        ("--seeds 1 1", "--seeds names 1 twice"),
+        ("--seeds 0 --seeds 0", "--seeds names 0 twice"),
+        ("--seeds -1", "--seeds must not be negative, got -1"),
+        ("--attack badnets badnets", "--attack names badnets twice"),
+        ("--device tpu", "unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
+        (f"--device cuda:{torch.cuda.device_count()}", NO_CUDA),
+        ("--threads 0", "--threads must be at least 1"),
+        ("--plugin nowhere.py", r"--plugin 'nowhere\.py': no such file"),
+        ("--plugin taken", "--plugin 'taken': not a Python file"),
+        ("--output taken", "cannot write to the output folder taken/models: Not a directory"),
+        ("--output taken/deep", "cannot write to the output folder taken/deep/models: Not a directory"),
+        # files
+        ("--dataset npz", r"npz needs to know where your data is: --set npz\.path=FILE\.npz"),
+        ("--dataset npz --set npz.path=no.npz", r"npz\.path no\.npz: no such file"),
+        ("--dataset npz --set npz.path=taken", "taken: not a readable .npz"),
+        ("--dataset image_folder --set image_folder.path=taken", "taken: not a folder"),
+    ],
+    ids=lambda value: value if value.startswith("--") else "",
+)
+def test_bad_options(attack: Bench, place: Path, words: str, message: str) -> None:
+    (place / "taken").touch()
+    refused(attack(*words.split()), message)
+    assert untrained(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("atack: blend", r"run\.yaml, line 1: unknown key 'atack'; did you mean 'attack'\?"),
+        ("attack: blend\nattack: none", r"run\.yaml, line 2: duplicate key 'attack'"),
+        ("attack: blend\nseeds: !!python/object:os.system 1", r"run\.yaml, line 2: tag .* is not"),
+        ("attack: blend\ntarget: one", r"run\.yaml, line 2: target must be a whole number"),
+        ("- attack", r"run\.yaml, line 1: expected 'key: value' lines"),
+        ("attack: [blend", r"run\.yaml, line 1: expected ',' or '\]'"),
+        (
+            "attack: blend\nset:\n  blend:\n    alfa: 1",
+            r"run\.yaml, line 4: attack blend has no setting 'alfa'; did you mean 'alpha'\?",
+        ),
+        (
+            "attack: blend\nset:\n  blend:\n    alpha: x",
+            r"run\.yaml, line 4: attack blend: alpha must be a number, got 'x'",
+        ),
+        (
+            "attack: blend\nset:\n  blend:\n    alpha: 3",
+            r"run\.yaml, line 4: attack blend: alpha must lie between 0 and 1, got 3",
+        ),
+        ("attack: blnd", r"unknown attack 'blnd'; did you mean 'blend'\?"),
+        ("attack: ../x", r"unknown attack '\.\./x'"),
+    ],
+)
+def test_bad_config(attack: Bench, place: Path, text: str, message: str) -> None:
+    (place / "run.yaml").write_text(text)
+    refused(attack("--config", "run.yaml"), message)
+    assert untrained(place)
+
+
+@pytest.mark.parametrize("label", [-100, 4])
+def test_labels_that_are_no_class(attack: Bench, place: Path, label: int) -> None:
+    labels = np.arange(40) % 4
+    labels[7] = label
+    images = np.zeros((40, 16, 16), np.uint8)
+    np.savez(place / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = ("--dataset", "npz", "--set", "npz.path=mine.npz", "npz.num_classes=4")
+    refused(attack(*words), rf"mine\.npz: y_train: 1 labels outside 0\.\.3: {label} \(1\); .* 7")
+    assert untrained(place)
+
+
+def test_images_of_mixed_sizes(attack: Bench, place: Path) -> None:
+    for part, name in ((part, name) for part in ("train", "test") for name in ("cat", "dog")):
+        folder = place / "mine" / part / name
+        folder.mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (16, 16)).save(folder / f"{number}.png")
+    Image.new("L", (16, 20)).save(place / "mine/train/dog/5.png")
+    words = ("--dataset", "image_folder", "--set", "image_folder.path=mine")
+    refused(attack(*words), r"mixed sizes: 39 are 16x16, 1 are not: train/dog/5\.png \(16x20\)")
+    assert untrained(place)
+
+
+def test_no_cuda_here(attack: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    refused(attack("--device", "cuda"), "device 'cuda' is not there: torch .* sees 0 CUDA devices")
