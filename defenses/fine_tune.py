@@ -23,7 +23,7 @@ class FineTune(Defense):
     """
 
     paper: ClassVar[str] = "BackdoorBench, arXiv:2206.12654"
-    epochs: int = 20
+    epochs: int = 100
     batch_size: int = 256
     lr: float = 0.01
     momentum: float = 0.9
