@@ -44,18 +44,19 @@ from purebench import (
     BackdooredModel,
     Goal,
     LoadContext,
+    Normalise,
     PoisoningAttack,
     Recipe,
     Split,
     Task,
     UsageError,
 )
-from purebench.data import Source, to_float
-from purebench.evaluate import Judge, Scores
+from purebench.data import Source
+from purebench.evaluate import Judge, Scores, predictions
 from purebench.progress import Progress
 from purebench.seeding import derive, isolated
 from purebench.settings import describe
-from purebench.storage import write_atomic
+from purebench.storage import need_writable, write_atomic
 from purebench.training import RECIPES, batches, fit
 
 from ._reference import BlendImage, Order, ReferencePipeline, StampImage, hwc
@@ -156,8 +157,18 @@ def per_image(trigger: nn.Module) -> Callable[[Image.Image], Image.Image]:
 
 def without_normalisation(model: nn.Module) -> nn.Module:
     """The same network for images that a transform has normalised."""
-    model.normalise = nn.Identity()
-    return model
+    for name, layer in model.named_children():
+        if isinstance(layer, Normalise):
+            setattr(model, name, nn.Identity())
+            return model
+    raise ValueError("the network has no Normalise among its children")
+
+
+class Instant(nn.Module):
+    """In place of a network, where only the making of batches is measured."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), 1)
 
 
 def load_ours(setting: Setting, split: Split, judge: Judge) -> int:
@@ -165,9 +176,9 @@ def load_ours(setting: Setting, split: Split, judge: Judge) -> int:
     count = sum(
         len(labels) for _, labels in batches(split, setting.recipe, setting.training_seed, epoch=0)
     )
-    for images in (judge.test.images, judge.triggered.images):
-        for part in images.split(500):  # as purebench.evaluate
-            count += len(to_float(part.contiguous(memory_format=torch.channels_last)))
+    for tested in (judge.test, judge.triggered):
+        classes, _ = predictions(Instant(), tested.images)
+        count += len(classes)
     return count
 
 
@@ -329,7 +340,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--model", default="small_cnn", help="model plug-in (default: small_cnn)")
     parser.add_argument("--poison-rate", type=float, default=0.1)
-    parser.add_argument("--epochs", type=int, default=3, help="end to end (default: 3)")
+    parser.add_argument("--epochs", type=int, default=2, help="end to end (default: 2)")
     parser.add_argument("--scratch", type=Path, help="folder for PNG files (default: in memory)")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     return parser
@@ -338,6 +349,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(words)
     torch.set_num_threads(1)
+    root: Path = options.scratch or default_scratch()
     try:
         if min(options.repeats, options.epochs) < 1:
             raise UsageError("--repeats and --epochs must be at least 1")
@@ -353,15 +365,16 @@ def main(words: Sequence[str] | None = None) -> int:
             Goal(source.num_classes),
         )
         setting.build()
+        for folder in (root, options.json.parent if options.json else root):
+            need_writable(folder)
         counts = sizes(setting, options.epochs)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    root = options.scratch or default_scratch()
     scores: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(dir=root, prefix="purebench-") as folder:
-        runs = contestants(setting, options.epochs, Path(folder), scores)
+    with tempfile.TemporaryDirectory(dir=root, prefix="purebench-") as place:
+        runs = contestants(setting, options.epochs, Path(place), scores)
         with Progress().bar("measuring", len(runs) * options.repeats, "run") as bar:
             times = interleave(
                 runs,

@@ -151,6 +151,10 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
         train = plan.bundle(seed).train
     for attack in attacks:
         attack.check(train.labels, plan.goal(), plan.rate(attack))
+        try:
+            attack.make_trigger(train.shape, torch.Generator().manual_seed(0))
+        except ValueError as error:
+            raise UsageError(f"attack {attack.name}: {error}") from error
     _check_fit(plan)
     for folder in ("models", "records", "tables"):
         need_writable(plan.output / folder)
@@ -325,7 +329,9 @@ def cell_fingerprint(cell: Cell) -> str:
     return fingerprint({**dataclasses.asdict(cell), "engine": ENGINE, "protocol": PROTOCOL})
 
 
-def execute(plan: Plan, done: Callable[[Record, Path, bool], None]) -> Iterator[Record]:
+def execute(
+    plan: Plan, done: Callable[[Record, Path, bool], None] | None = None
+) -> Iterator[Record]:
     """Run the plan's cells in order and yield their records.
 
     Args:
@@ -346,7 +352,8 @@ def execute(plan: Plan, done: Callable[[Record, Path, bool], None]) -> Iterator[
                         f"{path.stem}: the code of {attack.name} or {defense.name} has changed "
                         "since; --force runs it again, raising `revision` does so for everyone"
                     )
-                done(record, path, found is not None)
+                if done is not None:
+                    done(record, path, found is not None)
                 yield record
 
 

@@ -75,7 +75,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     # 60,000 digits on one CPU core in about 12 seconds
     "mnist_fast": Recipe(
-        epochs=2, batch_size=128, lr=0.1, nesterov=True, schedule="linear", warmup=0.2
+        epochs=2, batch_size=128, lr=0.05, nesterov=True, schedule="linear", warmup=0.2
     ),
     # CIFAR-10 on a laptop: a small network in minutes
     "cifar_fast": Recipe(
