@@ -277,7 +277,7 @@ class Victim:
 
     def _train(self) -> BackdooredModel:
         seed = derive(self.seed, "attack", self.attack.name, "global")
-        with isolated(seed), machine.measured(self.plan.device) as cost:
+        with isolated(seed), torch.enable_grad(), machine.measured(self.plan.device) as cost:
             victim = self.attack.run(self.attack_context)
         victim.notes["training_seconds"] = round(cost.seconds, 3)
         save_artifact(self.folder, victim, self.identity)
@@ -307,7 +307,7 @@ class Victim:
         if "init" in defense.needs:
             initial = {name: value.clone() for name, value in self.build().state_dict().items()}
         return DefenseContext(
-            benign=self.benign,
+            benign=Split(self.benign.images.clone(), self.benign.labels.clone()),
             num_classes=self.plan.source.num_classes,
             recipe=self.plan.recipe,
             device=self.plan.device,
@@ -388,7 +388,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         notes = ctx.notes
         suspect = copy.deepcopy(victim.model.model)
         seed = derive(victim.seed, "defense", defense.name, "global")
-        with isolated(seed), machine.measured(plan.device) as cost:
+        with isolated(seed), torch.enable_grad(), machine.measured(plan.device) as cost:
             purified = defense.purify(suspect, ctx)
         if not isinstance(purified, nn.Module):
             raise TypeError(f"purify returned {type(purified).__name__}, expected a network")
