@@ -1,0 +1,157 @@
+"""What the benchmarks compare does the same work. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision import transforms
+
+from benchmarks import pipeline
+from benchmarks._reference import ReferencePipeline, hwc
+from benchmarks._timing import Spread, Times, interleave, ratios
+from purebench import DATASETS, Goal, LoadContext, Recipe
+from purebench.settings import build
+from purebench.training import batches, fit
+
+
+def setting(channels: int = 1, all_to_all: bool = False) -> pipeline.Setting:
+    sizes = {"train_count": 600, "test_count": 100, "channels": channels}
+    shapes = build(DATASETS["shapes"], sizes, "shapes")
+    source = shapes.load(LoadContext(Path("unused"), offline=True))
+    return pipeline.Setting(
+        source=source,
+        model="small_cnn",
+        recipe=Recipe(epochs=4, batch_size=32, lr=0.05),
+        poison_rate=0.2,
+        goal=Goal(source.num_classes, target=1, all_to_all=all_to_all),
+    )
+
+
+def pixels(reference: ReferencePipeline, name: str) -> Tensor:
+    """All images of one of the reference's datasets, as ours are: (N, C, H, W)."""
+    dataset = getattr(reference, name)
+    stacked = np.stack([np.array(dataset.picture(i)) for i in range(len(dataset))])
+    images = torch.from_numpy(stacked)
+    return images[:, None] if images.ndim == 3 else images.movedim(3, 1)
+
+
+@pytest.mark.parametrize("all_to_all", [False, True], ids=["to-one", "to-all"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("attack", ["blend", "badnets"])
+def test_both_poison_the_same_pixels(
+    attack: str, channels: int, all_to_all: bool, tmp_path: Path
+) -> None:
+    given = setting(channels, all_to_all)
+    split, indices, trigger = given.poison(attack)
+    judge = given.judge(trigger)
+    reference = given.reference(tmp_path)
+    reference.poison(indices.tolist(), pipeline.per_image(trigger))
+
+    assert torch.equal(pixels(reference, "train"), split.images)
+    assert reference.train.labels == split.labels.tolist()
+    assert torch.equal(pixels(reference, "clean"), given.source.test.images)
+    assert torch.equal(pixels(reference, "triggered"), judge.triggered.images)
+    aims = given.goal.labels(judge.triggered.labels).tolist()
+    triggered = reference.triggered
+    assert [triggered[i][1] for i in range(len(triggered))] == aims
+    assert len(list(tmp_path.rglob("*.png"))) == len(indices) + len(judge.triggered)
+
+
+def test_both_load_the_same_batches(tmp_path: Path) -> None:
+    given = setting(channels=3)
+    split, indices, trigger = given.poison("blend")
+    reference = given.reference(tmp_path)
+    reference.poison(indices.tolist(), pipeline.per_image(trigger))
+    (order,) = given.orders(1)
+    own = list(batches(split, given.recipe, given.training_seed, epoch=0))
+    usual = list(reference.train_loader(order))
+    assert len(own) == len(usual) == 19
+    normalise = given.build().get_submodule("normalise")
+    for (images, labels), (theirs, their_labels) in zip(own, usual, strict=True):
+        assert torch.equal(labels, their_labels)
+        torch.testing.assert_close(normalise(images), theirs, atol=1e-6, rtol=1e-5)
+    assert reference.load(order) == pipeline.load_ours(given, split, given.judge(trigger))
+
+
+def test_both_train_and_score_alike(tmp_path: Path) -> None:
+    given = setting()
+    victim, found = given.run("badnets", epochs=4)
+    reference = given.reference(tmp_path)
+    reference.poison(victim.poisoned.tolist(), pipeline.per_image(victim.trigger))
+
+    same = given.build()
+    same.load_state_dict(victim.model.state_dict())
+    counts = reference.score(pipeline.without_normalisation(same))
+    assert counts == (found.clean_correct, found.triggered_as_target)
+    assert found.acc > 0.9
+
+    trained = pipeline.without_normalisation(given.build())
+    losses = reference.fit(trained, given.orders(4))
+    assert losses == pytest.approx(victim.notes["loss_by_epoch"], rel=0.02)
+
+
+def test_augmentation_is_in_both(tmp_path: Path) -> None:
+    plain = setting()
+    recipe = Recipe(epochs=1, batch_size=32, crop=2, flip=True)
+    given = pipeline.Setting(plain.source, plain.model, recipe, plain.poison_rate, plain.goal)
+    assert given.orders(1) == plain.orders(1)
+    transform = given.reference(tmp_path).train.transform
+    assert isinstance(transform, transforms.Compose)
+    names = [type(step).__name__ for step in transform.transforms]
+    assert names == ["RandomCrop", "RandomHorizontalFlip", "ToTensor", "Normalize"]
+    fit(given.build(), plain.source.train, recipe, seed=0, progress=pipeline.QUIET)
+
+
+def test_command_line_reports_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pipeline.json"
+    words = ["--dataset", "shapes", "--images", "60", "--repeats", "1", "--epochs", "1"]
+    threads = torch.get_num_threads()
+    try:
+        code = pipeline.main([*words, "--scratch", str(tmp_path), "--json", str(file)])
+    finally:
+        torch.set_num_threads(threads)
+    assert code == 0
+    content = json.loads(file.read_text())
+    assert set(pipeline.TARGETS) | {"end to end"} == set(content["steps"])
+    for step in content["steps"].values():
+        assert len(step["ours"]["wall_seconds"]) == len(step["reference"]["cpu_seconds"]) == 1
+    assert content["conditions"]["threads"] == 1
+    shown = capsys.readouterr().out
+    assert all(step in shown for step in content["steps"])
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_command_line_refuses_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.main(["--dataset", "shapse"]) == 2
+    assert "did you mean 'shapes'?" in capsys.readouterr().err
+    assert pipeline.main(["--repeats", "0"]) == 2
+
+
+def test_rounds_alternate_and_ratios_are_of_pairs() -> None:
+    ran: list[str] = []
+
+    def contestant(name: str) -> Callable[[Times], None]:
+        def run(times: Times) -> None:
+            with times.measured():
+                ran.append(name)
+
+        return run
+
+    found = interleave({name: contestant(name) for name in "ab"}, repeats=3)
+    assert ran == ["a", "b", "b", "a", "a", "b"]
+    assert [len(times.wall_seconds) for times in found.values()] == [3, 3]
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == Spread(median=3.0, low=2.0, high=4.0)
+    assert Spread(12345.6, 0.01234, 5.0).text() == "12300 (0.0123 .. 5)"
+
+
+def test_pictures_keep_their_channels() -> None:
+    assert hwc(torch.zeros(2, 1, 4, 5)).shape == (2, 4, 5)
+    assert hwc(torch.zeros(3, 4, 5)).shape == (4, 5, 3)

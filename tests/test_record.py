@@ -1,0 +1,184 @@
+"""One JSON file a cell: read back as it was written, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purebench.evaluate import Scores
+from purebench.record import PROTOCOL, Cell, Record, Unreadable, read_record
+
+CELL = Cell(
+    dataset={"name": "shapes", "settings": {"size": 16}, "digest": "ab"},
+    model={"name": "small_cnn", "settings": {}},
+    attack={"name": "blend", "settings": {"alpha": 0.1 + 0.2}, "revision": 1},
+    defense={"name": "prune", "settings": {"layers": ["a", "b"], "limit": None}, "revision": 2},
+    recipe={"name": "mnist_fast", "settings": {"lr": 1e-3}},
+    seed=3,
+    poison_rate=0.1,
+    clean_label=False,
+    target=0,
+    all_to_all=False,
+    benign_fraction=0.05,
+    benign_source="train",
+)
+SCORES = Scores(90, 100, 70, 20, 90, 12, 0)
+RECORD = Record(
+    cell=CELL,
+    fingerprint="0" * 16,
+    victim="1" * 16,
+    status="ok",
+    before=SCORES,
+    after=replace(SCORES, triggered_as_target=0),
+    benign_count=50,
+    notes={"pruned": [1, 2], "naïve": "é"},
+    victim_notes={"loss_by_epoch": [0.1]},
+    cost={"seconds": 1.5, "peak_memory_bytes": 10},
+    machine={"threads": 1},
+)
+
+
+def content(record: Record = RECORD) -> dict[str, Any]:
+    return dataclasses.asdict(record)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD,
+        replace(RECORD, status="failed", before=None, after=None, error="ValueError: no", cost={}),
+        replace(RECORD, status="diverged", after=None, error="NaN"),
+        replace(RECORD, status="skipped", after=None, error="no convolution"),
+    ],
+    ids=lambda record: record.status,
+)
+def test_round_trip(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "record.json"
+    record.write(path)
+    found = read_record(path)
+    assert found == record
+    assert found.protocol == PROTOCOL
+    assert found.finished is (record.status != "failed")
+    found.write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_no_truncation_passes(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    RECORD.write(path)
+    whole = path.read_bytes()
+    for length in (*range(0, len(whole), 7), len(whole) - 2):  # the last line break may go
+        path.write_bytes(whole[:length])
+        with pytest.raises(Unreadable, match=r"record\.json: not a record"):
+            read_record(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"clean_correct": 101},
+        {"clean_correct": -1},
+        {"clean_correct": 0, "clean_count": 0, "most_predicted_count": 0},
+        {"clean_correct": 90.0},
+        {"clean_correct": "90"},
+        {"clean_correct": True},
+        {"clean_correct": None},
+        {"most_predicted_count": 101},
+        {"triggered_as_target": 71},  # with 20 as the true class, of 90
+        {"triggered_as_target": 0, "triggered_as_true": 0, "triggered_count": 0},
+        {"triggered_as_true": -1},
+        {"nonfinite_count": -1},
+        {"invented_count": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("part", ["before", "after"])
+def test_counts_that_do_not_fit(part: str, counts: dict[str, Any], tmp_path: Path) -> None:
+    record = content(replace(RECORD, after=SCORES))
+    record[part].update(counts)
+    refused(record, tmp_path)
+
+
+def _without(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def spoil(record: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            record = record[key]
+        del record[keys[-1]]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: record.update(schema=2),
+        lambda record: record.update(schema=None),
+        lambda record: record.update(status="timeout"),
+        lambda record: record.update(status=["ok"]),
+        lambda record: record.update(cell=[]),
+        lambda record: record.update(invented=1),
+        lambda record: record["cell"].update(invented=1),
+        lambda record: record.update(before=3),
+        lambda record: record.update(before=None),  # and yet "ok"
+        lambda record: record.update(after=None),
+        lambda record: record.update(cost=[]),
+        _without("schema"),
+        _without("status"),
+        _without("cell"),
+        _without("after"),
+        _without("fingerprint"),
+        _without("cost", "seconds"),
+        _without("cell", "seed"),
+        _without("before", "clean_count"),
+    ],
+)
+def test_what_is_no_record(spoil: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    record = content()
+    spoil(record)
+    refused(record, tmp_path)
+
+
+@pytest.mark.parametrize("whole", [None, 1, "ok", [], [1], {}])
+def test_what_is_no_mapping_of_a_record(whole: Any, tmp_path: Path) -> None:
+    refused(whole, tmp_path)
+
+
+def refused(record: Any, folder: Path) -> None:
+    path = folder / "record.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(Unreadable, match=r"record\.json: "):
+        read_record(path)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Unreadable):
+        read_record(tmp_path / "record.json")
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        replace(RECORD, notes={"loss": float("nan")}).write(tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("successes", "took"), [(71, False), (72, True)])
+def test_an_attack_took_from_80_percent_on(successes: int, took: bool) -> None:
+    before = replace(SCORES, triggered_as_target=successes, triggered_as_true=0)
+    assert replace(RECORD, before=before).took is took
+    assert not replace(RECORD, before=None).took
+
+
+def test_a_cell_in_words() -> None:
+    assert str(CELL) == "blend / prune / seed 3"
