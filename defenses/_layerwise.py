@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from purebench import DefenseContext, Split
 from purebench.data import stratified, to_float
 from purebench.evaluate import accuracy
-from purebench.layers import WeightLayer, layer_inputs, layer_outputs, norm_after, unfolded
+from purebench.layers import (
+    WeightLayer,
+    input_gram,
+    layer_inputs,
+    layer_outputs,
+    norm_after,
+    unfolded,
+)
+from purebench.recovery.l1 import l1_regress
+from purebench.recovery.refit import excited_basis, robust_ridge
 
 Repair = Callable[[nn.Module, Tensor, float], nn.Module]
 
@@ -31,6 +40,8 @@ def strongest_within(
     """
     benign, before = ctx.benign, accuracy(model, ctx.benign)
     parts = list(_folds(benign, ctx, folds))
+    if len(strengths) == 1:
+        return strengths[0]
     tried = ctx.notes.setdefault("benign_drop_by_strength", {})
     with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
         for strength in strengths:
@@ -128,6 +139,61 @@ class Rows:
             start += len(batch)
             parts.append(rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])))
         return torch.cat(parts).flatten(0, 1)
+
+
+@torch.no_grad()
+def refit_layer(
+    model: nn.Module,
+    layer: WeightLayer,
+    rows: Rows,
+    outputs: Tensor,
+    weights: Tensor | None,
+    strength: float,
+    rounds: int,
+) -> float:
+    """Make ``layer`` give ``outputs`` (rows, c) from what now enters it, as far as
+    ``robust_ridge`` finds it there; returns the effective rank, the mean over groups."""
+    inputs = rows.inputs(model, layer)
+    each = outputs.shape[1] // len(inputs)
+    offset, kept = torch.zeros_like(outputs[0]), 0.0
+    for group, X in enumerate(inputs):
+        part = slice(group * each, (group + 1) * each)
+        own = None if weights is None else weights[:, part]
+        found = robust_ridge(X, outputs[:, part], strength, weights=own, rounds=rounds)
+        layer.weight[part] = found.weight.T.view_as(layer.weight[part])
+        offset[part] = found.offset
+        kept += found.effective_rank / len(inputs)
+    shift(model, layer, rows.images, offset)
+    return kept
+
+
+@torch.no_grad()
+def project_layer(
+    model: nn.Module,
+    layer: WeightLayer,
+    images: Tensor,
+    strength: float,
+    robust: bool,
+    initial: Tensor | None,
+) -> float:
+    """Regress ``layer``'s weights, less ``initial``, on a basis of what now enters it, by L1
+    (``robust``) or least squares; returns the basis' size, the mean over groups."""
+    moments = input_gram(model, layer, images)
+    each = len(layer.weight) // len(moments)
+    reference = torch.zeros_like(layer.weight) if initial is None else initial
+    kept = 0.0
+    for group, moment in enumerate(moments):
+        part = slice(group * each, (group + 1) * each)
+        basis = excited_basis(moment, strength)
+        wanted = (layer.weight[part] - reference[part]).flatten(1).T.to(basis)
+        if robust:
+            inside = l1_regress(basis, wanted, iterations=300, finish=False).coefficients
+        else:
+            inside = basis.T @ wanted
+        change = (basis @ inside).T.reshape(layer.weight[part].shape).to(layer.weight)
+        layer.weight[part] = reference[part] + change
+        kept += basis.shape[1] / len(moments)
+    return kept
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ class DefenseContext:
     benign: clean images with true labels, on ``device``.
     recipe: how models of this dataset are trained: batch size, augmentation, precision.
     notes: facts for the record, JSON-able.
+    timings: seconds of the defense's own stages, JSON-able; equal runs may differ in them.
     suspect: the poisoned training split, for a defense with ``needs = {"training_set"}``.
     initial: the network's weights before training, for one with ``needs = {"init"}``.
     """
@@ -33,6 +34,7 @@ class DefenseContext:
     device: torch.device
     seed: int
     notes: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     suspect: Split | None = None
     initial: Mapping[str, Tensor] | None = None

@@ -52,7 +52,8 @@ class Record:
     before, after: the undefended and the purified network's counts.
     benign_count: benign images the defender had.
     notes: the defense's own facts. victim_notes: the attack's.
-    cost: wall seconds and peak bytes of purification; seconds of the attack's training.
+    cost: wall seconds and peak bytes of purification, the defense's own timings; seconds of the
+        attack's training.
     """
 
     cell: Cell
@@ -65,7 +66,7 @@ class Record:
     error: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     victim_notes: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     protocol: str = PROTOCOL

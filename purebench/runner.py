@@ -379,13 +379,14 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
     error: str | None = None
     notes: dict[str, Any] = {}
     cost = machine.Cost()
+    timings: dict[str, float] = {}
     attack_notes: dict[str, Any] = {}
     try:
         attack_notes, before = victim.model.notes, victim.scores
         if before.diverged:
             raise Diverged("the undefended network's logits are not finite")
         ctx = victim.defender(defense)
-        notes = ctx.notes
+        notes, timings = ctx.notes, ctx.timings
         suspect = copy.deepcopy(victim.model.model)
         seed = derive(victim.seed, "defense", defense.name, "global")
         with isolated(seed), torch.enable_grad(), machine.measured(plan.device) as cost:
@@ -421,6 +422,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         cost={
             "seconds": round(cost.seconds, 4),
             "peak_memory_bytes": cost.peak_memory_bytes,
+            "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
             "training_seconds": attack_notes.get("training_seconds", 0.0),
         },
         machine={

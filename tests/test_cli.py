@@ -525,7 +525,10 @@ NO_CUDA = f"device 'cuda:{torch.cuda.device_count()}' is not there: torch .* see
         ("--plugin nowhere.py", r"--plugin 'nowhere\.py': no such file"),
         ("--plugin taken", "--plugin 'taken': not a Python file"),
         ("--output taken", "cannot write to the output folder taken/models: Not a directory"),
-        ("--output taken/deep", "cannot write to the output folder taken/deep/models: Not a directory"),
+        (
+            "--output taken/deep",
+            "cannot write to the output folder taken/deep/models: Not a directory",
+        ),
         # files
         ("--dataset npz", r"npz needs to know where your data is: --set npz\.path=FILE\.npz"),
         ("--dataset npz --set npz.path=no.npz", r"npz\.path no\.npz: no such file"),
