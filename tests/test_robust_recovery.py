@@ -1,0 +1,257 @@
+"""Robust recovery on networks small enough to know what must be kept and what must go."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purebench import DEFENSES, BackdooredModel, DefenseContext, Split
+from purebench.data import to_float
+from purebench.layers import weight_layers
+
+layerwise: Any = import_module("purebench.defenses._layerwise")
+distilling: Any = import_module("purebench.defenses._distil").distilling
+robust_recovery: Any = DEFENSES["robust_recovery"]
+
+
+def images(count: int = 200, channels: int = 2, size: int = 8) -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, channels, size, size), generator=rng, dtype=torch.uint8)
+
+
+def chain(**layers: nn.Module) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict(layers)).eval()
+
+
+def awkward_network() -> Any:
+    """Strided, grouped and dilated convolutions, with and without bias and BatchNorm."""
+    model = chain(
+        conv1=nn.Conv2d(2, 8, 3, stride=2, padding=1, bias=False),
+        norm1=nn.BatchNorm2d(8),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2),
+        relu2=nn.ReLU(),
+        flatten=nn.Flatten(),
+        head=nn.Linear(8 * 4 * 4, 4),
+    )
+    with torch.no_grad():
+        model(to_float(images()))
+        model.norm1.running_mean.uniform_(-0.1, 0.1)
+    return model
+
+
+def refit(model: nn.Module, x: Tensor, strength: float, rounds: int = 0) -> None:
+    suspect = copy.deepcopy(model)
+    was = dict(suspect.named_modules())
+    for name, layer in weight_layers(model, x):
+        rows = layerwise.Rows(model, layer, x, 5000)
+        outputs = rows.outputs(suspect, was[name])
+        layerwise.refit_layer(model, layer, rows, outputs, None, strength, rounds)
+
+
+def test_a_weak_refit_changes_nothing() -> None:
+    """Where benign inputs excite every direction, the layer is determined by what it does."""
+    model, x = awkward_network(), images(800)
+    before = model(to_float(x[:50])).detach()
+    refit(model, x, 1e-7)
+    torch.testing.assert_close(model(to_float(x[:50])), before, rtol=1e-2, atol=1e-2)
+
+
+def test_what_benign_inputs_do_not_excite_is_lost() -> None:
+    """A weight on pixels that are always dark cannot be vouched for; the others can."""
+    model = chain(flatten=nn.Flatten(), head=nn.Linear(2 * 8 * 8, 4))
+    x = images(600)
+    x[:, :, :2] = 0
+    model.head.weight.data.uniform_(1, 2)
+    old = model.head.weight.detach().clone().view(4, 2, 8, 8)
+    refit(model, x, 1e-4)
+    new = model.head.weight.detach().view(4, 2, 8, 8)
+    assert new[:, :, :2].abs().max() < 1e-5
+    torch.testing.assert_close(new[:, :, 2:], old[:, :, 2:], rtol=1e-2, atol=1e-2)
+
+
+def test_a_shift_goes_into_bias_or_running_mean() -> None:
+    x = images()
+    for norm in (False, True):
+        layers: dict[str, nn.Module] = {"conv": nn.Conv2d(2, 3, 3, bias=not norm)}
+        if norm:
+            layers["norm"] = nn.BatchNorm2d(3)
+        model = chain(**layers)
+        with torch.no_grad():
+            before = model(to_float(x))
+        offset = torch.tensor([1.0, -2.0, 3.0])
+        layerwise.shift(model, model.conv, x, offset)
+        with torch.no_grad():
+            after = model(to_float(x))
+        if norm:
+            scale = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+            expected = before + (offset * scale).view(1, 3, 1, 1)
+            torch.testing.assert_close(after, expected)
+        else:
+            assert torch.equal(model.conv.bias, offset)
+
+
+def test_rows_are_the_same_for_inputs_and_outputs() -> None:
+    model, x = awkward_network(), images(60)
+    for _, layer in weight_layers(model, x):
+        rows = layerwise.Rows(model, layer, x, 100)
+        inputs, outputs = rows.inputs(model, layer), rows.outputs(model, layer)
+        assert inputs.shape[1] == len(outputs) >= 60
+        groups = len(inputs)
+        weight = layer.weight.detach().view(groups, -1, inputs.shape[2])
+        made = torch.cat([inputs[g] @ weight[g].T for g in range(groups)], 1)
+        bias = 0 if layer.bias is None else layer.bias.detach()
+        torch.testing.assert_close(made + bias, outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_few_images_are_chosen_among_them() -> None:
+    model = chain(flatten=nn.Flatten(), head=nn.Linear(128, 4))
+    rows = layerwise.Rows(model, model.head, images(300), 100)
+    assert rows.inputs(model, model.head).shape == (1, 100, 128)
+
+
+def test_influence_is_the_gradient_of_the_logits() -> None:
+    """Behind the head the logits are the outputs: a probe's gradient is the probe itself."""
+    model, x = awkward_network(), images(20)
+    rows = layerwise.Rows(model, model.head, x, 100)
+    found = rows.influence(model, model.head, torch.Generator().manual_seed(3))
+    rng = torch.Generator().manual_seed(3)
+    probes = [torch.randn(20, 4, generator=rng) for _ in range(2)]
+    torch.testing.assert_close(found, (probes[0].square() + probes[1].square()).sqrt())
+
+
+def test_influence_of_a_gated_channel_is_zero() -> None:
+    model, x = awkward_network(), images(20)
+    with torch.no_grad():
+        model.conv2.bias[3] = -1e3  # its ReLU never opens
+    rows = layerwise.Rows(model, model.conv2, x, 400)
+    found = rows.influence(model, model.conv2, torch.Generator().manual_seed(0))
+    assert found[:, 3].max() == 0
+    assert found[:, [0, 1, 2]].max() > 0
+
+
+@pytest.mark.parametrize(("budget", "chosen"), [(0.05, 0.1), (0.15, 1.0), (0.0, 0.01)])
+def test_the_strongest_within_the_budget(
+    victim: BackdooredModel, defender: DefenseContext, budget: float, chosen: float
+) -> None:
+    """Repairs that cost 12 %, 4 % and 1 % whatever they are given."""
+    costs = {1.0: 0.12, 0.1: 0.04, 0.01: 0.01}
+    ctx = replace(defender, notes={})
+    before = layerwise.accuracy(victim.model, ctx.benign)
+
+    def repair(model: nn.Module, _: Tensor, strength: float) -> nn.Module:
+        model.cost = costs[strength]  # type: ignore[assignment]
+        return model
+
+    def judged(model: Any, split: Split) -> float:
+        return float(before) - float(getattr(model, "cost", 0.0))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise, "accuracy", judged)
+        found = layerwise.strongest_within(victim.model, ctx, repair, (1.0, 0.1, 0.01), budget, 2)
+    assert found == chosen
+
+
+def test_folds_judge_every_image_once(defender: DefenseContext) -> None:
+    parts = list(layerwise._folds(defender.benign, defender, 3))
+    held = torch.cat([part for _, part in parts])
+    assert torch.equal(held.sort().values, torch.arange(len(defender.benign)))
+    for rest, own in parts:
+        assert not torch.isin(rest, own).any()
+        assert len(rest) + len(own) == len(defender.benign)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss": "l2", "influence": False},
+        {"target": "weights", "loss": "l1"},
+        {"target": "weights", "loss": "l2", "reference": "init"},
+        {"finish": "fine_tune", "finish_epochs": 1},
+        {"finish": "distill", "finish_epochs": 1},
+    ],
+)
+def test_every_form_keeps_what_the_network_knows(
+    victim: BackdooredModel, defender: DefenseContext, settings: dict[str, Any]
+) -> None:
+    defense = robust_recovery(**settings)
+    assert defense.needs == ({"init"} if settings.get("reference") == "init" else set())
+    initial = {name: torch.zeros_like(t) for name, t in victim.model.state_dict().items()}
+    ctx = replace(defender, notes={}, timings={}, initial=initial if defense.needs else None)
+    before = layerwise.accuracy(victim.model, ctx.benign)
+    purified = defense.purify(copy.deepcopy(victim.model), ctx)
+    assert layerwise.accuracy(purified, ctx.benign) > before - 0.1
+    names = [name for name, _ in weight_layers(victim.model, ctx.benign.images)]
+    assert [facts["layer"] for facts in ctx.notes["layers"]] == names
+    assert list(ctx.timings) == names
+    changed = {
+        n
+        for n, t in purified.state_dict().items()
+        if not torch.equal(t, victim.model.state_dict()[n])
+    }
+    moved = {f"{name}.weight" for name in names if name not in ctx.notes["identity_layers"]}
+    assert moved <= changed
+    assert len(moved) > 1
+
+
+def test_an_identity_is_not_passed_off(defender: DefenseContext) -> None:
+    """Benign inputs that span everything vouch for everything."""
+    model = chain(flatten=nn.Flatten(), head=nn.Linear(256, defender.num_classes))
+    noise = Split(images(600, 1, 16), torch.arange(600) % defender.num_classes)
+    ctx = replace(defender, benign=noise, notes={}, timings={})
+    robust_recovery(target="weights", loss="l2", strengths=(1e-9,)).purify(model, ctx)
+    assert ctx.notes["identity_layers"] == ["head"]
+    assert "nothing was purified" in ctx.notes["warning"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strengths": ()}, "strengths"),
+        ({"strengths": (0.1, 0.0)}, "strengths"),
+        ({"budget": 1.0}, "budget"),
+        ({"folds": 1}, "folds"),
+        ({"rows": 10}, "rows"),
+        ({"loss": "l1"}, "loss l1"),
+        ({"target": "weights"}, "loss huber"),
+        ({"reference": "init"}, "reference"),
+        ({"finish_epochs": 0}, "finish_epochs"),
+    ],
+)
+def test_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        robust_recovery(**settings)
+
+
+def test_distilling_by_hand() -> None:
+    """Two classes, one image: the divergence and the cross-entropy written out."""
+    teacher, student = nn.Linear(1, 2), nn.Linear(1, 2)
+    x, label = torch.ones(1, 1), torch.tensor([0])
+    with torch.no_grad():
+        wanted = (teacher(x) / 2).softmax(1)[0]
+        soft, hard = (student(x) / 2).softmax(1)[0], student(x).softmax(1)[0]
+        divergence = (wanted * (wanted / soft).log()).sum()
+        expected = 0.25 * -hard[0].log() + 0.75 * 4 * divergence
+    value = distilling(teacher, 2.0, 0.25)(student, x, label)
+    torch.testing.assert_close(value, expected)
+
+
+def test_scratch_distill_keeps_no_weight(victim: BackdooredModel, defender: DefenseContext) -> None:
+    """Before its training the student is fresh: without an epoch's steps nothing is left."""
+    defense: Any = DEFENSES["scratch_distill"](epochs=1, lr=1e-9)  # type: ignore[call-arg]
+    purified = defense.purify(copy.deepcopy(victim.model), replace(defender, notes={}))
+    old = victim.model.state_dict()
+    for name, value in purified.state_dict().items():
+        if name.endswith("weight") and value.ndim > 1:
+            overlap = nn.functional.cosine_similarity(value.flatten(), old[name].flatten(), dim=0)
+            assert overlap.abs() < 0.3, name
