@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .errors import UsageError
 from .evaluate import Scores
+from .settings import canonical
 from .storage import write_atomic
 
 SCHEMA = 1
@@ -111,6 +114,26 @@ def read_record(path: Path) -> Record:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Unreadable(f"{path}: not a record: {type(error).__name__}: {error}") from error
+
+
+def read_records(folders: Sequence[Path]) -> list[Record]:
+    """Every record below the folders, in the order of dataset, model, attack, defense and seed.
+
+    Raises UsageError where a folder is not there, holds none, or a file is not a record.
+    """
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+        paths = sorted(folder.rglob("*.json"))
+        records = [path for path in paths if "records" in path.parts]
+        if not records:
+            raise UsageError(f"{folder}: no record there; records lie in folders named 'records'")
+        try:
+            found += [read_record(path) for path in records]
+        except Unreadable as error:
+            raise UsageError(str(error)) from error
+    return sorted(found, key=lambda record: canonical(dataclasses.asdict(record.cell)))
 
 
 def _scores(content: dict[str, Any]) -> Scores:
