@@ -49,9 +49,9 @@ class RobustRecovery(Defense):
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
-    strengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+    strengths: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
     budget: float = 0.01
-    folds: int = 2
+    folds: int = 5
     influence: bool = True
     rows: int = 6000
     finish: Literal["none", "fine_tune", "distill"] = "none"

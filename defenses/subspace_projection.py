@@ -23,9 +23,9 @@ class SubspaceProjection(Defense):
     """strengths, budget, folds: see ``robust_recovery``."""
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031 (its subspace)"
-    strengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+    strengths: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
     budget: float = 0.01
-    folds: int = 2
+    folds: int = 5
 
     def __post_init__(self) -> None:
         self._method()
