@@ -235,35 +235,38 @@ def title(records: Sequence[Record], attack: str) -> str:
         whole = "the target class" if first.clean_label else "the training split"
         goal = "all-to-all" if first.all_to_all else f"target {first.target}"
         parts.append(f"{first.attack['name']}, {first.poison_rate:.3g} of {whole}, {goal}")
+    parts.append(f"{100 * first.benign_fraction:g} % benign")
     parts.append(f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}")
     return " · ".join(parts)
 
 
-def _tables(records: Sequence[Record]) -> Iterator[tuple[str, str, list[Row]]]:
-    """(title, attack, rows) of every table, board by board."""
+def _tables(records: Sequence[Record], only: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
+    """(title, attack, rows) of every table, board by board; of the attacks in ``only``, if any."""
     for board in boards(records):
         for attack, table in rows(board).items():
-            yield title(board, attack), attack, table
+            if not only or attack in only:
+                yield title(board, attack), attack, table
 
 
-def screen(records: Sequence[Record]) -> str:
+def screen(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All tables, for a terminal."""
     return "\n\n".join(
-        f"{heading}\n{_render(table, 'simple')}" for heading, _, table in _tables(records)
+        f"{heading}\n{_render(table, 'simple')}" for heading, _, table in _tables(records, only)
     )
 
 
-def markdown(records: Sequence[Record]) -> str:
+def markdown(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All tables, as Markdown."""
     return (
         "\n\n".join(
-            f"**{heading}**\n\n{_render(table, 'pipe')}" for heading, _, table in _tables(records)
+            f"**{heading}**\n\n{_render(table, 'pipe')}"
+            for heading, _, table in _tables(records, only)
         )
         + "\n"
     )
 
 
-def as_json(records: Sequence[Record]) -> str:
+def as_json(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All rows, fractions unrounded."""
     content = [
         {
@@ -281,12 +284,12 @@ def as_json(records: Sequence[Record]) -> str:
                 for row in table
             ],
         }
-        for heading, attack, table in _tables(records)
+        for heading, attack, table in _tables(records, only)
     ]
     return json.dumps(content, indent=1) + "\n"
 
 
-def as_csv(records: Sequence[Record]) -> str:
+def as_csv(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All rows: mean and sample standard deviation, fractions unrounded."""
     names = [name for _, name, _ in _COLUMNS]
     out = io.StringIO()
@@ -295,7 +298,7 @@ def as_csv(records: Sequence[Record]) -> str:
     writer.writerow(
         ["title", "attack", "defense", "n", *headings, "worst_asr", "benign_count", "remarks"]
     )
-    for heading, attack, table in _tables(records):
+    for heading, attack, table in _tables(records, only):
         for row in table:
             numbers: list[float | str] = []
             for name in names:

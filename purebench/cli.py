@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
@@ -15,6 +17,7 @@ from . import __version__
 from .config import RunConfig, config_fields, parse_set, read_config
 from .errors import UsageError, near_match
 from .registry import REGISTRIES, load_plugin
+from .settings import convert
 
 if TYPE_CHECKING:
     from .record import Record
@@ -25,7 +28,10 @@ _EPILOG = """\
 commands:
   run                    the default: attack, defend, judge, print the leaderboard
   list                   attacks, defenses, models and datasets, with their papers
+  leaderboard FOLDER     the tables of all records below a folder
   doctor                 versions, device, disk, data, and a self-check of repeatability
+  recovery               how many wrong weights robust recovery can undo: the theory, tested, or
+                         with --contaminate MODEL a trained network
 
 examples:
   python bench.py --attack blend
@@ -76,7 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    commands = {"run": _run, "list": _list, "doctor": _doctor}
+    commands = {
+        "run": _run,
+        "list": _list,
+        "leaderboard": _leaderboard,
+        "doctor": _doctor,
+        "recovery": _recovery,
+    }
     command = words.pop(0) if words and not words[0].startswith("-") else "run"
     if command not in commands:
         raise UsageError(f"unknown command {command!r}{near_match(command, commands)}")
@@ -94,8 +106,14 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"purebench {__version__}")
     parser.add_argument("--config", metavar="FILE.yaml", help="the same options, from a file")
+    _add_options(parser, config_fields())
+    return parser
+
+
+def _add_options(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:
     hints = get_type_hints(RunConfig)
-    for name, option in config_fields().items():
+    for name in names:
+        option = config_fields()[name]
         flag, kind = f"--{name.replace('_', '-')}", hints[name]
         shared: dict[str, Any] = {"dest": name, "help": option.metadata["help"]}
         if kind is bool:
@@ -106,7 +124,6 @@ def _parser() -> _Parser:
             parser.add_argument(flag, action="extend", nargs="+", **shared)
         else:
             parser.add_argument(flag, **shared)
-    return parser
 
 
 def _run(words: list[str]) -> int:
@@ -209,6 +226,24 @@ def _first_line(plugin: type[Any]) -> str:
     return rest if colon and module else line
 
 
+def _leaderboard(words: list[str]) -> int:
+    parser = _Parser(prog="bench.py leaderboard", allow_abbrev=False)
+    parser.add_argument("folder", nargs="+", help="records are looked for here and below")
+    kinds = ("screen", "markdown", "csv", "json")
+    parser.add_argument("--format", choices=kinds, default="screen")
+    parser.add_argument("--attack", nargs="+", default=[], help="these tables only; also: mean")
+    options = parser.parse_args(words)
+
+    from .record import read_records
+
+    records = read_records([Path(folder) for folder in options.folder])
+    table = import_module("purebench.leaderboards.table")
+    renders = {"csv": table.as_csv, "json": table.as_json, "markdown": table.markdown}
+    text = renders.get(options.format, table.screen)(records, options.attack)
+    print(text.rstrip("\n"))
+    return OK
+
+
 def _doctor(words: list[str]) -> int:
     parser = _Parser(prog="bench.py doctor", allow_abbrev=False)
     parser.add_argument("--data-root", default="data", metavar="DIR")
@@ -220,3 +255,80 @@ def _doctor(words: list[str]) -> int:
 
     well = report(Path(options["data_root"]), Path(options["output"]), options["device"])
     return OK if well else FAILED
+
+
+def _recovery(words: list[str]) -> int:
+    parser = _Parser(
+        prog="bench.py recovery",
+        description="How far sparse errors in weights can be undone: a grid on one-hidden-layer "
+        "networks with the claims of the theory, or --contaminate MODEL for a trained network.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--full", action="store_true", help="the fine grid, with every noise law")
+    parser.add_argument("--contaminate", metavar="MODEL", help="instead: a trained network")
+    network = parser.add_argument_group("with --contaminate")
+    for flag, text in (("--noise", "laws (default: gaussian)"), ("--eps", "shares (default: 0.1)")):
+        network.add_argument(flag, nargs="+", metavar=flag[2:].upper(), help=text)
+    both = ("seeds", "output", "threads", "quiet")
+    _add_options(parser, both)
+    fields = ("attack", "dataset", "benign_fraction", "recipe", "device", "data_root", "plugin")
+    _add_options(network, (*fields, "offline", "force", "set"))
+    options = parser.read(words)
+    model, full = options.pop("contaminate", None), options.pop("full", False)
+    if model is None:
+        foreign = [name for name in options if name not in both]
+        if foreign:
+            raise UsageError(f"--{foreign[0].replace('_', '-')} is for --contaminate MODEL")
+        return _study(read_config(None, options), full, "seeds" in options)
+    if full:
+        raise UsageError("--full is for the study, without --contaminate")
+    laws = tuple(options.pop("noise", ["gaussian"]))
+    shares = convert(options.pop("eps", ["0.1"]), tuple[float, ...], "--eps")
+    if "set" in options:
+        options["set"] = parse_set(options["set"])
+    return _contaminate(read_config(None, {**options, "model": model}), laws, shares)
+
+
+def _study(config: RunConfig, full: bool, seeds_given: bool) -> int:
+    import torch
+
+    from . import study
+    from .heatmap import REMEDY
+    from .progress import Progress
+    from .storage import need_writable
+
+    folder = Path(config.output) / "recovery"
+    need_writable(folder)
+    torch.set_num_threads(config.threads)
+    grid = study.FULL if full else study.QUICK
+    if seeds_given:
+        grid = replace(grid, seeds=config.seeds)
+    found = study.run(grid, Progress(config.quiet))
+    print(f"\n{found.table()}\n")
+    _write_json(folder / "study.json", found.as_json())
+    try:
+        for path in found.draw(folder):
+            print(f"figure    {path}")
+    except ImportError:
+        print(f"figure    none: matplotlib is not installed; {REMEDY}")
+    return OK if all(claim.holds for claim in found.claims) else FAILED
+
+
+def _contaminate(config: RunConfig, laws: tuple[str, ...], shares: tuple[float, ...]) -> int:
+    from . import contamination
+    from .progress import Progress
+
+    plan = contamination.plan(config, laws, shares, Progress(config.quiet))
+    found = contamination.measure(plan, laws, shares)
+    print(f"\n{found.table()}\n")
+    name = f"{config.dataset}-{config.model}-{'+'.join(laws)}.json"
+    _write_json(plan.output / "recovery" / name, found.as_json())
+    return OK
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from .storage import write_atomic
+
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(f"JSON      {path}")

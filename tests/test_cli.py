@@ -182,7 +182,7 @@ def test_run(attack: Bench, place: Path) -> None:
     assert sorted(rows) == quick
     assert rows[0] == "none"
     assert (
-        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · seed 0" in answer.out
+        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · 5 % benign · seed 0" in answer.out
     )
     found = records(place)
     assert set(found) == {f"badnets-{name}-s0" for name in quick}
@@ -243,7 +243,7 @@ def test_several_attacks_and_seeds(attack: Bench, place: Path) -> None:
     assert answer.code == OK
     expected = {f"{name}-none-s{seed}" for name in ("badnets", "none") for seed in (0, 5)}
     assert set(records(place)) == expected
-    assert "no attack (clean control) · seeds 0, 5" in answer.out
+    assert "no attack (clean control) · 5 % benign · seeds 0, 5" in answer.out
 
 
 def test_all_to_all(attack: Bench, place: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_reader_that_has_gone(word: str, unbuffered: str) -> None:
     ("words", "message"),
     [
         (["lits"], r"unknown command 'lits'; did you mean 'list'\?"),
-        (["blend"], r"unknown command 'blend'; known: doctor, list, run"),
+        (["blend"], r"unknown command 'blend'; known: doctor, leaderboard, list, recovery, run"),
         (["--atack", "blend"], r"unknown option '--atack'; did you mean '--attack'\?"),
         (["--seed=3"], r"unknown option '--seed'; did you mean '--seeds'\?"),
         (["list", "--plug", "x.py"], r"unknown option '--plug'; did you mean '--plugin'\?"),
