@@ -261,7 +261,8 @@ def _recovery(words: list[str]) -> int:
     parser = _Parser(
         prog="bench.py recovery",
         description="How far sparse errors in weights can be undone: a grid on one-hidden-layer "
-        "networks with the claims of the theory, or --contaminate MODEL for a trained network.",
+        "networks (seeds 0 and 1 unless given) with the claims of the theory, or --contaminate "
+        "MODEL for a trained network (--attack none and seed 0 unless given).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

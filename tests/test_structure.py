@@ -15,9 +15,11 @@ PLUGINS = ("attacks", "defenses", "models", "datasets")
 # A module imports what is on its own floor or below. A new one gets its floor here.
 FLOORS = {
     **dict.fromkeys(("errors", "registry", "settings", "seeding", "storage", "progress"), 0),
+    "heatmap": 0,
     **dict.fromkeys(("data", "model", "attack", "defense", "layers", "training", "evaluate"), 1),
     "recovery": 1,
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),
+    **dict.fromkeys(("study", "contamination"), 3),
     **dict.fromkeys(PLUGINS, 3),
     **dict.fromkeys(("leaderboards", "cli", "doctor"), 4),
 }
