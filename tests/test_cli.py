@@ -182,7 +182,8 @@ def test_run(attack: Bench, place: Path) -> None:
     assert sorted(rows) == quick
     assert rows[0] == "none"
     assert (
-        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · 5 % benign · seed 0" in answer.out
+        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · 5 % benign · seed 0"
+        in answer.out
     )
     found = records(place)
     assert set(found) == {f"badnets-{name}-s0" for name in quick}

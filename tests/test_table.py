@@ -262,8 +262,13 @@ def test_json_is_read_back() -> None:
 
 def test_titles() -> None:
     assert table.title(THREE, "blend").endswith("target 0 · 5 % benign · seeds 0, 1, 2")
-    assert table.title(ALL, "none") == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
-    assert table.title(ALL, "mean").endswith("mean over badnets, blend · 5 % benign · seeds 0, 1, 2, 3")
+    assert (
+        table.title(ALL, "none")
+        == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
+    )
+    assert table.title(ALL, "mean").endswith(
+        "mean over badnets, blend · 5 % benign · seeds 0, 1, 2, 3"
+    )
 
 
 @pytest.mark.parametrize("render", ["screen", "markdown", "as_csv", "as_json"])
