@@ -153,35 +153,86 @@ class Attack(ABC):
 class PoisoningAttack(Attack):
     """An attack that changes training images and labels, then trains as usual.
 
-    An author writes ``make_trigger`` and, where training images differ from triggered test
-    images, ``poison_images``.
+    An author writes ``make_trigger`` and, where they are needed, ``learn_trigger``,
+    ``poison_images`` (training images that differ from triggered test images), and ``cover_ratio``
+    with ``cover_images`` (changed images that keep their labels).
     """
 
-    def poison_images(self, images: Tensor, trigger: nn.Module, ctx: AttackContext) -> Tensor:
-        """Training images (P, C, H, W) float in [0, 1] as the attacker plants them."""
+    @property
+    def cover_ratio(self) -> float:
+        """Cover images for each poisoned one. A setting of this name takes its place."""
+        return 0.0
+
+    def learn_trigger(self, trigger: nn.Module, ctx: AttackContext) -> None:
+        """Fill the tensors of a trigger that depends on more than chance, in place."""
+
+    def poison_images(
+        self, images: Tensor, trigger: nn.Module, ctx: AttackContext, rng: torch.Generator
+    ) -> Tensor:
+        """Training images (P, C, H, W) float in [0, 1] as the attacker plants them.
+
+        Called for a part of them at a time; ``rng`` runs on from part to part.
+        """
         planted: Tensor = trigger(images)
         return planted
+
+    def cover_images(
+        self, images: Tensor, trigger: nn.Module, ctx: AttackContext, rng: torch.Generator
+    ) -> Tensor:
+        """Likewise for cover images, which teach the network what the trigger is not."""
+        raise NotImplementedError(f"attack {self.name} has cover images and does not make them")
+
+    def cover_count(self, labels: Tensor, goal: Goal, rate: float) -> int:
+        """How many cover images there are. UsageError where too few images are left for them."""
+        poisoned, pool = self.poison_count(labels, goal, rate), len(self.candidates(labels, goal))
+        count = round(self.cover_ratio * poisoned)
+        if poisoned + count > pool:
+            raise UsageError(
+                f"poison rate {rate} with {self.cover_ratio:g} cover images for each poisoned one "
+                f"changes {poisoned + count} of {pool} images; attack {self.name} takes rates to "
+                f"{1 / (1 + self.cover_ratio):.2g}"
+            )
+        return count
+
+    def check(self, labels: Tensor, goal: Goal, rate: float) -> None:
+        super().check(labels, goal, rate)
+        self.cover_count(labels, goal, rate)
+
+    def draw(self, ctx: AttackContext) -> tuple[Tensor, Tensor]:
+        """Indices of the images to poison and of the cover images, each sorted."""
+        given = ctx.train.labels, ctx.goal, ctx.poison_rate
+        pool = self.candidates(*given[:2]).cpu()
+        order = pool[torch.randperm(len(pool), generator=ctx.generator("poisoned"))]
+        counts = [self.poison_count(*given), self.cover_count(*given)]
+        poisoned, cover, _ = order.split([*counts, len(order) - sum(counts)])
+        device = ctx.train.labels.device
+        return poisoned.sort().values.to(device), cover.sort().values.to(device)
 
     def poison(self, ctx: AttackContext) -> tuple[Split, Tensor, nn.Module]:
         """The poisoned training split, the poisoned indices (sorted) and the trigger.
 
-        The same context gives the same split. Pixels outside the indices are bit-identical.
+        The same context gives the same split. Pixels outside of what ``draw`` gives are
+        bit-identical, and so are labels outside the poisoned indices.
         """
         clean = ctx.train
-        count = self.poison_count(clean.labels, ctx.goal, ctx.poison_rate)
-        pool = self.candidates(clean.labels, ctx.goal).cpu()
-        order = torch.randperm(len(pool), generator=ctx.generator("poisoned"))
-        indices = pool[order[:count]].sort().values.to(clean.labels.device)
+        poisoned, cover = self.draw(ctx)
         trigger = self.make_trigger(clean.shape, ctx.generator("trigger")).to(ctx.device).eval()
+        self.learn_trigger(trigger, ctx)
         images, labels = clean.images.clone(), clean.labels
         with torch.no_grad():
-            for part in indices.split(_CHUNK):
-                planted = self.poison_images(to_float(images[part]), trigger, ctx)
-                images[part] = to_uint8(planted)
+            for name, indices, plant in (
+                ("poisoned", poisoned, self.poison_images),
+                ("cover", cover, self.cover_images),
+            ):
+                rng = ctx.generator("planted", name)
+                for part in indices.split(_CHUNK) if len(indices) else ():
+                    images[part] = to_uint8(plant(to_float(images[part]), trigger, ctx, rng))
         if not self.clean_label:
             labels = labels.clone()
-            labels[indices] = ctx.goal.labels(labels[indices])
-        return Split(images, labels), indices, trigger
+            labels[poisoned] = ctx.goal.labels(labels[poisoned])
+        if len(cover):
+            ctx.notes["cover_count"] = len(cover)
+        return Split(images, labels), poisoned, trigger
 
     def run(self, ctx: AttackContext) -> BackdooredModel:
         split, indices, trigger = self.poison(ctx)

@@ -208,18 +208,21 @@ def trigger_is_saved(cls: type[Attack], ctx: AttackContext) -> None:
 
 
 def poisons_what_it_says(cls: type[Attack], ctx: AttackContext) -> None:
-    """Outside the poisoned indices every pixel and label is as it was; inside, labels are the
-    attacker's (under clean-label: untouched, and of the target class)."""
+    """Outside the poisoned and the cover images every pixel is as it was. Labels of the poisoned
+    images are the attacker's (under clean-label: untouched, and of the target class), all others
+    as they were."""
     attack = cls()
     if not isinstance(attack, PoisoningAttack):
         return
     split, poisoned, _ = attack.poison(replace(ctx, notes={}))
-    clean = ctx.train
+    clean, (_, cover) = ctx.train, attack.draw(ctx)
     assert len(poisoned) == attack.poison_count(clean.labels, ctx.goal, ctx.poison_rate)
+    assert not torch.isin(cover, poisoned).any(), "a cover image is poisoned"
     kept = torch.ones(len(clean), dtype=torch.bool)
     kept[poisoned] = False
-    assert torch.equal(split.images[kept], clean.images[kept]), "pixels changed elsewhere"
     assert torch.equal(split.labels[kept], clean.labels[kept]), "labels changed elsewhere"
+    kept[cover] = False
+    assert torch.equal(split.images[kept], clean.images[kept]), "pixels changed elsewhere"
     wanted = clean.labels if attack.clean_label else ctx.goal.labels(clean.labels)
     assert torch.equal(split.labels[poisoned], wanted[poisoned]), "labels are not the attacker's"
     if attack.clean_label:

@@ -1,0 +1,71 @@
+"""PGD: images made hard for a network within a ball around them, by projected gradient steps.
+
+Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial
+Attacks", ICLR 2018, arXiv:1706.06083.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["linf", "l2"]
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    norm: Norm = "linf",
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """Images at most ``eps`` away from ``images`` that raise the cross-entropy.
+
+    The network works in the mode that it is in; its weights receive no gradient.
+
+    Args:
+        images: (N, C, H, W) float in [0, 1]; so is the result, detached.
+        labels: (N,); the true ones make the attack untargeted.
+        eps, step: radius and length of a step, in the norm over an image's pixels in [0, 1].
+        rng: on the images' device, draws the start from the ball; without it, ``images`` start.
+    """
+    hard = images.detach()
+    if rng is not None:
+        noise = torch.rand(images.shape, generator=rng, device=images.device) * 2 - 1
+        hard = _nearest(images, hard + eps * (noise if norm == "linf" else _unit(noise)), eps, norm)
+    with torch.enable_grad():
+        for _ in range(steps):
+            hard.requires_grad_()
+            loss = F.cross_entropy(model(hard), labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, hard)
+            ascent = slope.sign() if norm == "linf" else _unit(slope)
+            hard = _nearest(images, hard.detach() + step * ascent, eps, norm)
+    return hard.detach()
+
+
+def _nearest(images: Tensor, hard: Tensor, eps: float, norm: Norm) -> Tensor:
+    """``hard`` drawn back into the ball around ``images``, and into [0, 1]."""
+    change = hard - images
+    if norm == "linf":
+        change = change.clamp(-eps, eps)
+    else:
+        change = change * (eps / _length(change))
+    nearest: Tensor = (images + change).clamp(0, 1)  # clipping brings them nearer yet
+    return nearest
+
+
+def _unit(changes: Tensor) -> Tensor:
+    return changes.div(_length(changes))
+
+
+def _length(changes: Tensor) -> Tensor:
+    """L2 norm of each image (N, 1, 1, 1), above 0."""
+    length: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+    return length.clamp_min(1e-12)
