@@ -56,7 +56,7 @@ def _nearest(images: Tensor, hard: Tensor, eps: float, norm: Norm) -> Tensor:
     if norm == "linf":
         change = change.clamp(-eps, eps)
     else:
-        change = change * (eps / _length(change))
+        change = change * (eps / _length(change)).clamp(max=1)
     nearest: Tensor = (images + change).clamp(0, 1)  # clipping brings them nearer yet
     return nearest
 

@@ -73,6 +73,8 @@ def test_pgd_l2_on_a_linear_network() -> None:
     hard = pgd(Linear(weights), images, labels, eps=0.1, step=0.04, steps=9, norm="l2")
     torch.testing.assert_close(hard[0].flatten(), torch.tensor([0.44, 0.58]))
     torch.testing.assert_close(hard[1].flatten(), torch.tensor([0.56, 0.42]))
+    short = pgd(Linear(weights), images, labels, eps=0.1, step=0.04, steps=1, norm="l2")
+    torch.testing.assert_close(short[0].flatten(), torch.tensor([0.476, 0.532]))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
