@@ -8,7 +8,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tabulate import tabulate
@@ -119,19 +119,27 @@ def rows(records: Sequence[Record]) -> dict[str, list[Row]]:
         records: of one board, see ``boards``.
     """
     groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    met: dict[str, set[str]] = defaultdict(set)
     for attack, defense, record in _labelled(records):
         groups[attack][defense].append(record)
         if attack != CONTROL:
             groups["mean"][defense].append(record)
-    if len([attack for attack in groups if attack not in ("mean", CONTROL)]) < 2:
+            met[defense].add(attack)
+    total = len(set().union(*met.values()))
+    if total < 2:
         groups.pop("mean", None)
-    return {
-        attack: sorted(
-            (_row(attack, defense, found) for defense, found in defenses.items()),
-            key=lambda row: row.order,
-        )
+    tables = {
+        attack: [_row(attack, defense, found) for defense, found in defenses.items()]
         for attack, defenses in sorted(groups.items(), key=lambda item: item[0] == "mean")
     }
+    if "mean" in tables:  # a mean over fewer attacks is another number
+        tables["mean"] = [
+            replace(row, remarks=(f"{len(met[row.defense])} of {total} attacks", *row.remarks))
+            if len(met[row.defense]) < total
+            else row
+            for row in tables["mean"]
+        ]
+    return {attack: sorted(table, key=lambda row: row.order) for attack, table in tables.items()}
 
 
 def _row(attack: str, defense: str, records: Sequence[Record]) -> Row:

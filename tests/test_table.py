@@ -186,6 +186,16 @@ def test_the_mean_is_over_attacks() -> None:
     assert "mean" not in table.rows(THREE)
 
 
+def test_a_mean_over_fewer_attacks_says_so() -> None:
+    records = [
+        *THREE[:1],
+        record("badnets", "prune", scores(80, 50)),
+        record("blend", "tune", None),
+    ]
+    assert only(records, "mean").remarks == ()
+    assert only(records, "mean", "tune").remarks[0] == "1 of 2 attacks"
+
+
 def test_weak_attacks_are_marked_and_out_of_the_mean() -> None:
     records = [*THREE[:1], record("badnets", "prune", scores(80, 50), before=scores(90, 79))]
     assert only(records, "badnets").remarks == ("weak attack",)
