@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from purebench import ATTACKS, AttackContext, CleanLabelAttack, Split, fit
 from purebench.data import to_float, to_uint8
-from purebench.seeding import derive, generator, isolated
+from purebench.model import reinitialise
+from purebench.seeding import derive, generator
 from purebench.training import cross_entropy
 
 from ._pgd import Norm, pgd
@@ -111,11 +112,7 @@ class CleanLabel(CleanLabelAttack):
 
     def train_surrogate(self, ctx: AttackContext) -> nn.Module:
         """A network of the victim's kind with initial weights of its own, in evaluation mode."""
-        model = ctx.build()
-        with isolated(derive(ctx.seed, "surrogate")):
-            for module in model.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
+        model = reinitialise(ctx.build(), derive(ctx.seed, "surrogate"))
         rng = generator(ctx.seed, "surrogate", "start", device=ctx.device)
         eps = self.eps / 255 / 2
 

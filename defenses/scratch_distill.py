@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import nn
 
 from purebench import DEFENSES, Defense, DefenseContext, fit
-from purebench.seeding import isolated
+from purebench.model import reinitialise
 
 from ._distil import distilling
 
@@ -48,12 +48,7 @@ class ScratchDistill(Defense):
             raise ValueError(f"shift must not be negative, got {self.shift}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        student = copy.deepcopy(model)
-        with isolated(ctx.derive("fresh weights")):
-            for module in student.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if reset is not None:
-                    reset()
+        student = reinitialise(copy.deepcopy(model), ctx.derive("fresh weights"))
         recipe = replace(
             ctx.recipe,
             epochs=self.epochs,

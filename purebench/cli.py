@@ -1,4 +1,4 @@
-"""Command line: ``python bench.py --attack blend``, ``list``, ``doctor``."""
+"""Command line: ``python bench.py --attack blend``, and the commands beside it."""
 
 from __future__ import annotations
 
@@ -232,14 +232,14 @@ def _leaderboard(words: list[str]) -> int:
     kinds = ("screen", "markdown", "csv", "json")
     parser.add_argument("--format", choices=kinds, default="screen")
     parser.add_argument("--attack", nargs="+", default=[], help="these tables only; also: mean")
-    options = parser.parse_args(words)
+    options = parser.read(words)
 
     from .record import read_records
 
-    records = read_records([Path(folder) for folder in options.folder])
+    records = read_records([Path(folder) for folder in options["folder"]])
     table = import_module("purebench.leaderboards.table")
     renders = {"csv": table.as_csv, "json": table.as_json, "markdown": table.markdown}
-    text = renders.get(options.format, table.screen)(records, options.attack)
+    text = renders.get(options["format"], table.screen)(records, options["attack"])
     print(text.rstrip("\n"))
     return OK
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Split
+from .seeding import isolated
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class Architecture(ABC):
     def build(self, task: Task) -> nn.Module:
         """Images (N, C, H, W) float32 in [0, 1] -> logits (N, num_classes); its first layer is
         ``Normalise(task)``. ValueError where the image shape does not fit, saying what would."""
+
+
+def reinitialise(model: nn.Module, seed: int) -> nn.Module:
+    """Give every layer fresh weights, in place: the same network, before any training."""
+    with isolated(seed):
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+    return model
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -195,6 +195,17 @@ def test_run(attack: Bench, place: Path) -> None:
     assert sorted(names) == sorted(file.name for file in (place / printed[0]).iterdir())
 
 
+def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> None:
+    run = attack("--defense", "none", "prune")
+    again = bench("leaderboard", "results")
+    assert (again.code, again.err) == (OK, "")
+    assert again.out.strip() in run.out
+    assert bench("leaderboard", "results", "--attack", "mean").out.strip() == ""
+    refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
+    refused(bench("leaderboard", "results/tables"), "no record there")
+    refused(bench("leaderboard", "results", "--formt", "csv"), "did you mean '--format'")
+
+
 def test_a_second_run_is_answered_from_the_cache(attack: Bench, place: Path) -> None:
     first = attack("--defense", "none", "prune")
     before = {file: file.read_bytes() for file in place.rglob("*.*") if file.is_file()}

@@ -7,12 +7,13 @@ import io
 import json
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from purebench.evaluate import Scores
-from purebench.record import Cell, Record
+from purebench.record import Cell, Record, read_records
 
 table: Any = import_module("purebench.leaderboards.table")
 
@@ -288,3 +289,17 @@ def test_the_same_records_give_the_same_text(render: str) -> None:
     assert first == getattr(table, render)(list(records))
     assert "small_cnn" in first or render == "as_csv"
     assert "prune" in first
+
+
+# --- the boards that are published ---------------------------------------------------------------
+
+BOARDS = sorted((Path(__file__).parent.parent / "leaderboards" / "published").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("page", BOARDS, ids=lambda page: page.parent.name)
+def test_a_published_board_is_what_its_records_say(page: Path) -> None:
+    assert page.read_text("utf-8").endswith(table.markdown(read_records([page.parent])))
+
+
+def test_there_is_a_published_board() -> None:
+    assert BOARDS
