@@ -17,6 +17,7 @@ from purebench.layers import (
     layer_inputs,
     layer_outputs,
     norm_after,
+    takes_all,
     unfolded,
 )
 from purebench.recovery.l1 import l1_regress
@@ -158,18 +159,32 @@ def refit_layer(
     rounds: int,
 ) -> float:
     """Make ``layer`` give ``outputs`` (rows, c) from what now enters it, as far as
-    ``robust_ridge`` finds it there; returns the effective rank, the mean over groups."""
+    ``robust_ridge`` finds it there; returns the effective rank, the mean over groups.
+
+    An offset goes into the layer's bias, or into the running mean of a BatchNorm that alone takes
+    the layer's outputs, whose variance and affine part stay. Where there is neither, as before the
+    sum of a residual block, there is no offset.
+    """
     inputs = rows.inputs(model, layer)
+    norm = norm_after(model, layer, rows.images) if layer.bias is None else None
+    if norm is not None and not takes_all(norm, model, layer, rows.images):
+        norm = None
+    intercept = layer.bias is not None or norm is not None
     each = outputs.shape[1] // len(inputs)
     offset, kept = torch.zeros_like(outputs[0]), 0.0
     for group, X in enumerate(inputs):
         part = slice(group * each, (group + 1) * each)
         own = None if weights is None else weights[:, part]
-        found = robust_ridge(X, outputs[:, part], strength, weights=own, rounds=rounds)
+        found = robust_ridge(
+            X, outputs[:, part], strength, weights=own, intercept=intercept, rounds=rounds
+        )
         layer.weight[part] = found.weight.T.view_as(layer.weight[part])
         offset[part] = found.offset
         kept += found.effective_rank / len(inputs)
-    shift(model, layer, rows.images, offset)
+    if layer.bias is not None:
+        layer.bias.copy_(offset)
+    elif norm is not None and norm.running_mean is not None:
+        norm.running_mean.sub_(offset)
     return kept
 
 
@@ -200,15 +215,3 @@ def project_layer(
         layer.weight[part] = reference[part] + change
         kept += basis.shape[1] / len(moments)
     return kept
-
-
-@torch.no_grad()
-def shift(model: nn.Module, layer: WeightLayer, images: Tensor, offset: Tensor) -> None:
-    """Make ``layer`` give weight x + offset: in its bias, else in its BatchNorm's running mean
-    (whose variance and affine part stay). Without either the offset is dropped."""
-    if layer.bias is not None:
-        layer.bias.copy_(offset)
-        return
-    norm = norm_after(model, layer, images)
-    if norm is not None and norm.running_mean is not None:
-        norm.running_mean.sub_(offset)

@@ -79,6 +79,26 @@ def norm_after(model: nn.Module, layer: nn.Module, images: Tensor) -> nn.BatchNo
     return found[0] if found else None
 
 
+@torch.no_grad()
+def takes_all(norm: nn.BatchNorm2d, model: nn.Module, layer: nn.Module, images: Tensor) -> bool:
+    """Whether ``norm``, which is ``norm_after`` the layer, alone takes what the layer gives: a
+    shift of its running mean is then the same as one of the layer. A shortcut takes its part.
+
+    For a network in evaluation mode, seen on two of the uint8 images.
+    """
+    if norm.running_mean is None:
+        return False
+    pixels = to_float(images[:2])
+    plain = model(pixels)
+    with _hooked([layer], lambda _, __, output: output + 1):
+        wanted = model(pixels)
+    kept = norm.running_mean.clone()
+    norm.running_mean.sub_(1)
+    shifted = model(pixels)
+    norm.running_mean.copy_(kept)
+    return bool((shifted - wanted).norm() <= 1e-3 * (wanted - plain).norm())
+
+
 def unfolded(layer: WeightLayer, inputs: Tensor) -> Tensor:
     """A layer's inputs as columns that its weight matrix multiplies.
 
@@ -114,7 +134,7 @@ def input_gram(model: nn.Module, layer: WeightLayer, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _hooked(modules: list[Any], hook: Callable[..., None]) -> Iterator[None]:
+def _hooked(modules: list[Any], hook: Callable[..., Any]) -> Iterator[None]:
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield

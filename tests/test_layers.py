@@ -17,6 +17,7 @@ from purebench.layers import (
     layer_inputs,
     layer_outputs,
     norm_after,
+    takes_all,
     unfolded,
     weight_layers,
 )
@@ -175,6 +176,19 @@ def test_norm_behind_a_convolution() -> None:
 )
 def test_no_norm_behind_a_convolution(layers: list[nn.Module]) -> None:
     assert norm_after(*chain(*layers)) is None
+
+
+def test_a_norm_that_a_shortcut_passes_by() -> None:
+    """Norm 2 of a block alone takes convolution 1; norm 1 of the first shares the stem."""
+    torch.manual_seed(0)
+    model: Any = MODELS["preact_resnet18"]().build(PHOTOS).eval()
+    block, x = model.stage1[0], pictures(2)
+    means = [norm.running_mean.clone() for norm in (block.norm1, block.norm2)]
+    assert takes_all(block.norm2, model, block.conv1, x)
+    assert not takes_all(block.norm1, model, model.stem, x)
+    for norm, mean in zip((block.norm1, block.norm2), means, strict=True):
+        assert torch.equal(norm.running_mean, mean)
+    assert no_hooks(model)
 
 
 def test_norms_of_a_preactivation_network() -> None:

@@ -42,6 +42,17 @@ def test_least_squares(rng: torch.Generator, strength: float) -> None:
         torch.testing.assert_close(fit.offset[column], c)
 
 
+def test_without_an_intercept(rng: torch.Generator) -> None:
+    """Ridge through the origin, from its normal equations."""
+    X, Z = problem(rng)
+    fit = robust_ridge(X, Z, 0.3, intercept=False, rounds=0, tolerance=1e-10)
+    S = X.T @ X / len(X)
+    r = 0.3 * S.diagonal().mean()
+    v = torch.linalg.solve(S + r * torch.eye(len(S)), X.T @ Z / len(X))
+    torch.testing.assert_close(fit.weight, v)
+    assert not fit.offset.any()
+
+
 def test_each_column_has_its_own_weights(rng: torch.Generator) -> None:
     X, Z = problem(rng)
     weights = torch.rand(Z.shape, generator=rng, dtype=torch.float64) ** 4

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import DEFENSES, BackdooredModel, DefenseContext, Split
+from purebench import DEFENSES, MODELS, BackdooredModel, DefenseContext, Split, Task
 from purebench.data import to_float
 from purebench.layers import weight_layers
 
@@ -79,25 +79,44 @@ def test_what_benign_inputs_do_not_excite_is_lost() -> None:
     torch.testing.assert_close(new[:, :, 2:], old[:, :, 2:], rtol=1e-2, atol=1e-2)
 
 
-def test_a_shift_goes_into_bias_or_running_mean() -> None:
-    x = images()
-    for norm in (False, True):
-        layers: dict[str, nn.Module] = {"conv": nn.Conv2d(2, 3, 3, bias=not norm)}
-        if norm:
-            layers["norm"] = nn.BatchNorm2d(3)
-        model = chain(**layers)
+def residual_network() -> Any:
+    """A stem that a BatchNorm and a shortcut share, and a block that ends in a sum."""
+    task = Task((2, 16, 16), 4, (0.5,) * 2, (0.25,) * 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = MODELS["preact_resnet18"]().build(task)
+        model(to_float(images(size=16)))
+    return model.eval()
+
+
+def test_an_offset_goes_where_only_this_layer_feels_it() -> None:
+    """Outputs that are 1 higher than what the layer gives: a bias takes it, then a BatchNorm of
+    its own; a stem whose outputs pass a shortcut too must do without."""
+    cases: list[tuple[Any, str, bool]] = [
+        (chain(conv=nn.Conv2d(2, 3, 3)), "conv", True),
+        (chain(conv=nn.Conv2d(2, 3, 3, bias=False), norm=nn.BatchNorm2d(3)), "conv", True),
+        (chain(conv=nn.Conv2d(2, 3, 3, bias=False)), "conv", False),
+        (residual_network(), "stage1.0.conv1", True),
+        (residual_network(), "stage1.0.conv2", False),
+        (residual_network(), "stem", False),
+    ]
+    x = images(60, size=16)
+    for model, name, taken in cases:
+        layer = model.get_submodule(name)
+        rows = layerwise.Rows(model, layer, x, 2000)
+        wanted = rows.outputs(model, layer) + 1
+        means = {n: mean.clone() for n, mean in model.named_buffers() if "running_mean" in n}
+        handle = layer.register_forward_hook(lambda _, __, output: output + 1)
         with torch.no_grad():
-            before = model(to_float(x))
-        offset = torch.tensor([1.0, -2.0, 3.0])
-        layerwise.shift(model, model.conv, x, offset)
+            shifted = model(to_float(x))
+        handle.remove()
+        layerwise.refit_layer(model, layer, rows, wanted, None, 1e-9, 0)
         with torch.no_grad():
             after = model(to_float(x))
-        if norm:
-            scale = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
-            expected = before + (offset * scale).view(1, 3, 1, 1)
-            torch.testing.assert_close(after, expected)
+        if taken:
+            torch.testing.assert_close(after, shifted, rtol=1e-2, atol=1e-2)
         else:
-            assert torch.equal(model.conv.bias, offset)
+            assert all(torch.equal(model.get_buffer(n), mean) for n, mean in means.items()), name
 
 
 def test_rows_are_the_same_for_inputs_and_outputs() -> None:

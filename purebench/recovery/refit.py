@@ -20,7 +20,7 @@ CORNER = 1.345  # of the Huber loss, in standard deviations of a normal residual
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """z ~ x weight + offset: weight (k, c), offset (c,).
+    """z ~ x weight + offset: weight (k, c), offset (c,), zeros where none was asked for.
 
     effective_rank: trace of S (S + r)^-1, at most k: how much of the input space is kept.
     """
@@ -36,6 +36,7 @@ def robust_ridge(
     strength: float,
     *,
     weights: Tensor | None = None,
+    intercept: bool = True,
     rounds: int = 2,
     tolerance: float = 1e-3,
 ) -> Refit:
@@ -46,8 +47,10 @@ def robust_ridge(
 
     Args:
         X: (N, k) rows of inputs. Z: (N, c) what they are to be mapped to. One floating type.
-        strength: r as a share of the mean variance of the inputs, above 0.
+        strength: r as a share of the mean variance of the inputs, above 0; without an intercept,
+            of their mean second moment.
         weights: (N, c), not negative: how much a row matters to a column; None: all alike.
+        intercept: whether there is a c; where a layer has nowhere to put it, c is 0.
         rounds: of reweighting towards the Huber loss; 0 is least squares.
         tolerance: of the solution, relative, in the norm of the problem.
 
@@ -62,23 +65,24 @@ def robust_ridge(
         raise ValueError(f"strength must be above 0, got {strength}")
     if not (X.isfinite().all() and Z.isfinite().all()):
         raise ValueError("X and Z must be finite")
-    centre = X.mean(0)
+    centre = X.mean(0) if intercept else torch.zeros_like(X[0])
     X = X - centre
     importance = torch.ones_like(Z) if weights is None else _positive(weights)
     shared = importance.mean(1) / importance.mean(1).sum()
-    covariance = _covariance(X, shared)
+    covariance = _covariance(X, shared, intercept)
     variance = covariance.diagonal().mean().clamp_min(torch.finfo(X.dtype).tiny)
     damped = covariance + strength * variance * torch.eye(X.shape[1], dtype=X.dtype).to(X)
     factor = torch.linalg.cholesky(damped.double())
     kept = torch.cholesky_solve(covariance.double(), factor).diagonal().sum()
     factor = factor.to(X.dtype)
-    solution, offset = _solve(X, Z, importance, strength, factor, tolerance, None)
+    solution, offset = _solve(X, Z, importance, strength, intercept, factor, tolerance, None)
     for _ in range(rounds):
         residual = (Z - X @ solution - offset).abs()
         corner = CORNER * 1.4826 * residual.median(0).values
         floor = torch.finfo(X.dtype).eps * Z.abs().amax(0) + torch.finfo(X.dtype).tiny
         trust = ((corner + floor) / (residual + floor)).clamp_max(1)
-        solution, offset = _solve(X, Z, importance * trust, strength, factor, tolerance, solution)
+        trusted = importance * trust
+        solution, offset = _solve(X, Z, trusted, strength, intercept, factor, tolerance, solution)
     return Refit(solution, offset - centre @ solution, float(kept))
 
 
@@ -87,8 +91,8 @@ def _positive(weights: Tensor) -> Tensor:
     return weights / weights.mean(0).clamp_min(torch.finfo(weights.dtype).tiny) + 1e-3
 
 
-def _covariance(X: Tensor, share: Tensor) -> Tensor:
-    mean = share @ X
+def _covariance(X: Tensor, share: Tensor, centred: bool) -> Tensor:
+    mean = share @ X if centred else torch.zeros_like(X[0])
     return (X * share[:, None]).T @ X - mean[:, None] * mean
 
 
@@ -97,6 +101,7 @@ def _solve(
     Z: Tensor,
     weights: Tensor,
     strength: float,
+    intercept: bool,
     factor: Tensor,
     tolerance: float,
     start: Tensor | None,
@@ -104,6 +109,8 @@ def _solve(
     """Weighted ridge, a weight a row and column, by preconditioned conjugate gradients."""
     share = weights / weights.sum(0)
     mean_x, mean_z = share.T @ X, (share * Z).sum(0)  # (c, k) and (c,)
+    if not intercept:
+        mean_x, mean_z = torch.zeros_like(mean_x), torch.zeros_like(mean_z)
     variance = (share.T @ X.square() - mean_x.square()).mean(1)
     ridge = strength * variance.clamp_min(torch.finfo(X.dtype).tiny)
 
