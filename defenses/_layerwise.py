@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purebench import DefenseContext, Split
 from purebench.data import stratified, to_float
-from purebench.evaluate import accuracy
+from purebench.evaluate import correct
 from purebench.layers import (
     WeightLayer,
     input_gram,
@@ -36,30 +36,31 @@ def strongest_within(
     budget: float,
     folds: int,
 ) -> float:
-    """The first of ``strengths`` that costs at most ``budget`` benign accuracy, else the last.
+    """The first of ``strengths`` not found to cost more than ``budget``, else the last.
 
     What a strength costs is measured across ``folds``: a part of the benign images judges a repair
     made with the others. With few images every part has its turn; with many, as many parts as
-    hold ``JUDGES`` images are enough.
+    hold ``JUDGES`` images are enough. A cost has to exceed the budget by its standard error: among
+    few images a handful of errors is chance, and a filter that is too weak keeps the back door.
     """
     benign = ctx.benign
     parts = list(_folds(benign, ctx, folds))
     parts = parts[: -(-JUDGES // len(parts[0][1]))]
-    judges = torch.cat([held for _, held in parts])
-    before = accuracy(model, benign[judges])
+    before = torch.cat([correct(model, benign[held]) for _, held in parts])
     if len(strengths) == 1:
         return strengths[0]
     tried = ctx.notes.setdefault("benign_drop_by_strength", {})
     with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
         for strength in strengths:
-            correct = 0.0
+            after = []
             for rest, held in parts:
                 repaired = repair(copy.deepcopy(model), benign.images[rest], strength)
-                correct += accuracy(repaired, benign[held]) * len(held)
-            drop = before - correct / len(judges)
-            tried[f"{strength:g}"] = round(drop, 6)
+                after.append(correct(repaired, benign[held]))
+            lost = before.float() - torch.cat(after).float()  # of an image: 1, 0, or -1 if won
+            drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
+            tried[f"{strength:g}"] = [round(drop, 6), round(error, 6)]
             bar.step(drop=drop)
-            if drop <= budget + 1e-9:  # counts over counts: ties are meant
+            if drop - error <= budget + 1e-9:  # counts over counts: ties are meant
                 break
     return strength
 

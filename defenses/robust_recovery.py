@@ -5,9 +5,9 @@ Recovery: An Approach with Theoretical Guarantee in One-Hidden-Layer Case", IEEE
 arXiv:2407.11031. Ours carries the method to deep networks. It walks the layers in the order data
 flows, each met with the inputs of the already recovered network, and regresses on those inputs
 either what the layer of the suspect network gave (``outputs``), or, as the paper does, its weights
-(``weights``). Residual blocks need nothing special: each convolution is recovered alone, on its own
-inputs. A BatchNorm keeps its variance and affine part; what the regression shifts goes into its
-running mean. Where benign inputs span a layer's whole input space its weights stay as they are:
+(``weights``). In a residual block each convolution is recovered alone, on its own inputs. A BatchNorm keeps its variance and affine part; what the regression shifts goes into its
+running mean, where no shortcut passes it by; where there is neither such a BatchNorm nor a bias,
+as before the sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's whole input space its weights stay as they are:
 such layers are named in the record, and where all are, a warning is.
 """
 
@@ -37,7 +37,8 @@ class RobustRecovery(Defense):
     reference: of weights, "zero", or "init" where the initial weights are known.
     strengths: tried in turn, each above 0; a direction of the inputs whose variance is this many
         times the mean is kept by half (outputs), or just kept (weights).
-    budget: benign accuracy that may be lost; the first strength within it is taken, else the last.
+    budget: benign accuracy that may be lost; the first strength is taken that is not found to lose
+        more, by a standard error, else the last.
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
@@ -46,10 +47,11 @@ class RobustRecovery(Defense):
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
+    revision: ClassVar[int] = 2
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
-    strengths: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+    strengths: tuple[float, ...] = (0.25, 0.12, 0.06, 0.03, 0.015)
     budget: float = 0.01
     folds: int = 5
     influence: bool = True

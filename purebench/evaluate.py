@@ -114,9 +114,14 @@ def accuracy(model: nn.Module, split: Split) -> float:
 
     The network's training mode is left as it was.
     """
+    return int(correct(model, split).sum()) / len(split)
+
+
+def correct(model: nn.Module, split: Split) -> Tensor:
+    """Which images of ``split`` are classified correctly, (N,) bool; see ``accuracy``."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     classes, _ = predictions(model, split.images)
     for module, mode in modes:
         module.training = mode
-    return int((classes == split.labels).sum()) / len(split)
+    return classes == split.labels

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from purebench import DEFENSES, MODELS, BackdooredModel, DefenseContext, Split, Task
 from purebench.data import to_float
+from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
 
 layerwise: Any = import_module("purebench.defenses._layerwise")
@@ -158,26 +159,33 @@ def test_influence_of_a_gated_channel_is_zero() -> None:
     assert found[:, [0, 1, 2]].max() > 0
 
 
-@pytest.mark.parametrize(("budget", "chosen"), [(0.05, 0.1), (0.15, 1.0), (0.0, 0.01)])
+@pytest.mark.parametrize(
+    ("budget", "chosen"),
+    [(0.5, 1.0), (0.2, 0.1), (0.05, 0.01), (0.0, 0.01), (0.47, 1.0), (0.4, 0.1)],
+)
 def test_the_strongest_within_the_budget(
     victim: BackdooredModel, defender: DefenseContext, budget: float, chosen: float
 ) -> None:
-    """Repairs that cost 12 %, 4 % and 1 % whatever they are given."""
-    costs = {1.0: 0.12, 0.1: 0.04, 0.01: 0.01}
-    ctx = replace(defender, notes={})
-    before = layerwise.accuracy(victim.model, ctx.benign)
+    """Repairs that cost 50 %, 20 % and 5 % of 100 images, to standard errors of 5, 4 and 2 %: a
+    cost of 50 % is not shown to exceed a budget of 47 %, and is shown to exceed 40 %."""
+    costs = {1.0: 0.5, 0.1: 0.2, 0.01: 0.05}
+    ctx = replace(defender, benign=defender.benign[torch.arange(100)], notes={})
 
     def repair(model: nn.Module, _: Tensor, strength: float) -> nn.Module:
         model.cost = costs[strength]  # type: ignore[assignment]
         return model
 
-    def judged(model: Any, split: Split) -> float:
-        return float(before) - float(getattr(model, "cost", 0.0))
+    def judged(model: Any, split: Split) -> Tensor:
+        lost = round(float(getattr(model, "cost", 0.0)) * len(split))
+        return torch.arange(len(split)) >= lost
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerwise, "accuracy", judged)
-        found = layerwise.strongest_within(victim.model, ctx, repair, (1.0, 0.1, 0.01), budget, 2)
+        patch.setattr(layerwise, "correct", judged)
+        found = layerwise.strongest_within(victim.model, ctx, repair, (1.0, 0.1, 0.01), budget, 5)
     assert found == chosen
+    drop, error = ctx.notes["benign_drop_by_strength"]["1"]
+    assert drop == 0.5
+    assert error == pytest.approx(0.05, rel=0.02)
 
 
 def test_folds_judge_every_image_once(defender: DefenseContext) -> None:
@@ -207,9 +215,9 @@ def test_every_form_keeps_what_the_network_knows(
     assert defense.needs == ({"init"} if settings.get("reference") == "init" else set())
     initial = {name: torch.zeros_like(t) for name, t in victim.model.state_dict().items()}
     ctx = replace(defender, notes={}, timings={}, initial=initial if defense.needs else None)
-    before = layerwise.accuracy(victim.model, ctx.benign)
+    before = accuracy(victim.model, ctx.benign)
     purified = defense.purify(copy.deepcopy(victim.model), ctx)
-    assert layerwise.accuracy(purified, ctx.benign) > before - 0.1
+    assert accuracy(purified, ctx.benign) > before - 0.1
     names = [name for name, _ in weight_layers(victim.model, ctx.benign.images)]
     assert [facts["layer"] for facts in ctx.notes["layers"]] == names
     assert list(ctx.timings) == names
