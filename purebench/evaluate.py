@@ -69,7 +69,7 @@ def der(before: Scores, after: Scores) -> float:
 
 
 class Judge:
-    """Holds the test split and, made once, its triggered images.
+    """Holds the test split and, made once, its triggered images: those at ``eligible``.
 
     Args:
         test: on the device of the models to be judged.
@@ -78,8 +78,9 @@ class Judge:
     def __init__(self, test: Split, trigger: nn.Module, goal: Goal) -> None:
         self.test = test
         self.goal = goal
-        eligible = torch.nonzero(goal.eligible(test.labels)).flatten()
-        self.triggered = Split(triggered(trigger, test.images[eligible]), test.labels[eligible])
+        self.eligible = torch.nonzero(goal.eligible(test.labels)).flatten()
+        part = test[self.eligible]
+        self.triggered = Split(triggered(trigger, part.images), part.labels)
 
     def score(self, model: nn.Module) -> Scores:
         """The counts of one network, judged in evaluation mode."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from .errors import UsageError
 from .evaluate import Scores
 from .settings import canonical
+from .stealth import checked
 from .storage import write_atomic
 
 SCHEMA = 1
@@ -55,6 +56,10 @@ class Record:
     before, after: the undefended and the purified network's counts.
     benign_count: benign images the defender had.
     notes: the defense's own facts. victim_notes: the attack's.
+    stealth: how far triggered test images lie from clean ones, see ``purebench.stealth``; empty
+        where there is no trigger, and in records that are older than it.
+    reactivated: the purified network's counts after a few steps on poisoned samples, where they
+        were asked for.
     cost: wall seconds and peak bytes of purification, the defense's own timings; seconds of the
         attack's training.
     """
@@ -69,6 +74,8 @@ class Record:
     error: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     victim_notes: dict[str, Any] = field(default_factory=dict)
+    stealth: dict[str, float] = field(default_factory=dict)
+    reactivated: Scores | None = None
     cost: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -105,6 +112,10 @@ def read_record(path: Path) -> Record:
         for key in ("before", "after"):
             if content[key] is not None:
                 content[key] = _scores(content[key])
+        if content.get("reactivated") is not None:
+            content["reactivated"] = _scores(content["reactivated"])
+        if content.get("stealth", {}) != {}:
+            checked(content["stealth"])
         record = Record(**content)
         scored = None not in (record.before, record.after, record.cost.get("seconds"))
         if record.status == "ok" and not scored:

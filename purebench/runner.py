@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import inspect
+import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,16 @@ from . import machine
 from .artifact import Damaged, load_artifact, save_artifact
 from .attack import Attack, AttackContext, BackdooredModel, Goal, PoisoningAttack
 from .config import RunConfig
-from .data import DataBundle, Dataset, LoadContext, Source, Split, make_bundle, to_float
+from .data import (
+    DataBundle,
+    Dataset,
+    LoadContext,
+    Source,
+    Split,
+    make_bundle,
+    stratified,
+    to_float,
+)
 from .defense import Defense, DefenseContext
 from .errors import Diverged, NotApplicable, UsageError, near_match
 from .evaluate import Judge, Scores
@@ -31,11 +41,14 @@ from .model import Architecture, Task
 from .progress import Progress
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
-from .seeding import derive, isolated
+from .seeding import derive, generator, isolated
 from .settings import build, canonical, describe, fingerprint
-from .storage import need_writable, set_aside
+from .stealth import checked, stealth
+from .storage import need_writable, set_aside, write_atomic
 from .training import RECIPES, Recipe
 
+STEALTH = "stealth.json"
+_COMPARED = 1000  # triggered test images that are compared with their clean ones
 ENGINE = 1  # part of every fingerprint: raised when training or judging changes results
 
 
@@ -278,6 +291,7 @@ class Victim:
         with isolated(seed), torch.enable_grad(), machine.measured(self.plan.device) as cost:
             victim = self.attack.run(self.attack_context)
         victim.notes["training_seconds"] = round(cost.seconds, 3)
+        (self.folder / STEALTH).unlink(missing_ok=True)  # of the network that this one replaces
         save_artifact(self.folder, victim, self.identity)
         return victim
 
@@ -290,6 +304,26 @@ class Victim:
     def scores(self) -> Scores:
         """Undefended."""
         return self.judge.score(self.model.model)
+
+    @cached_property
+    def stealth(self) -> dict[str, float]:
+        """Of a sample of the triggered test images; kept beside the network. Empty where there is
+        no trigger."""
+        if not self.attack.poison_rate:
+            return {}
+        marked = self.judge.triggered
+        file = self.folder / STEALTH
+        try:
+            return checked(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError):
+            clean = self.judge.test.images[self.judge.eligible]
+            count = min(_COMPARED, len(marked))
+            rng = generator(self.seed, "stealth")
+            drawn = stratified(marked.labels, count, self.task.num_classes, rng)
+            drawn = drawn.to(self.plan.device)
+            found = stealth(clean[drawn], marked.images[drawn])
+            write_atomic(file, (json.dumps(found) + "\n").encode())
+            return found
 
     @cached_property
     def benign(self) -> Split:
@@ -379,8 +413,10 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
     cost = machine.Cost()
     timings: dict[str, float] = {}
     attack_notes: dict[str, Any] = {}
+    distances: dict[str, float] = {}
     try:
         attack_notes, before = victim.model.notes, victim.scores
+        distances = victim.stealth
         if before.diverged:
             raise Diverged("the undefended network's logits are not finite")
         ctx = victim.defender(defense)
@@ -417,6 +453,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         error=error,
         notes=notes,
         victim_notes={k: v for k, v in attack_notes.items() if k != "training_seconds"},
+        stealth=distances,
         cost={
             "seconds": round(cost.seconds, 4),
             "peak_memory_bytes": cost.peak_memory_bytes,

@@ -39,6 +39,8 @@ RECORD = Record(
     benign_count=50,
     notes={"pruned": [1, 2], "naïve": "é"},
     victim_notes={"loss_by_epoch": [0.1]},
+    stealth={"psnr": 20.5, "ssim": 0.9, "linf": 0.2, "l2": 1.5},
+    reactivated=SCORES,
     cost={"seconds": 1.5, "peak_memory_bytes": 10},
     machine={"threads": 1},
 )
@@ -53,6 +55,7 @@ def content(record: Record = RECORD) -> dict[str, Any]:
     [
         RECORD,
         replace(RECORD, status="failed", before=None, after=None, error="ValueError: no", cost={}),
+        replace(RECORD, stealth={}, reactivated=None),
         replace(RECORD, status="diverged", after=None, error="NaN"),
         replace(RECORD, status="skipped", after=None, error="no convolution"),
     ],
@@ -103,7 +106,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("part", ["before", "after"])
+@pytest.mark.parametrize("part", ["before", "after", "reactivated"])
 def test_counts_that_do_not_fit(part: str, counts: dict[str, Any], tmp_path: Path) -> None:
     record = content(replace(RECORD, after=SCORES))
     record[part].update(counts)
@@ -133,6 +136,19 @@ def _without(*keys: str) -> Callable[[dict[str, Any]], None]:
         lambda record: record.update(before=None),  # and yet "ok"
         lambda record: record.update(after=None),
         lambda record: record.update(cost=[]),
+        lambda record: record.update(reactivated=[]),
+        lambda record: record.update(stealth=None),
+        lambda record: record.update(stealth=[]),
+        lambda record: record.update(stealth=["psnr", "ssim", "linf", "l2"]),
+        lambda record: record["stealth"].update(invented=1),
+        lambda record: record["stealth"].update(psnr=float("inf")),
+        lambda record: record["stealth"].update(psnr=-1),
+        lambda record: record["stealth"].update(l2=float("inf")),
+        lambda record: record["stealth"].update(l2=float("nan")),
+        lambda record: record["stealth"].update(ssim=1.01),
+        lambda record: record["stealth"].update(linf="0.1"),
+        lambda record: record["stealth"].update(linf=True),
+        _without("stealth", "l2"),
         _without("schema"),
         _without("status"),
         _without("cell"),
@@ -147,6 +163,14 @@ def test_what_is_no_record(spoil: Callable[[dict[str, Any]], None], tmp_path: Pa
     record = content()
     spoil(record)
     refused(record, tmp_path)
+
+
+def test_records_older_than_stealth_and_reactivation(tmp_path: Path) -> None:
+    record = content()
+    del record["stealth"], record["reactivated"]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    assert read_record(path) == replace(RECORD, stealth={}, reactivated=None)
 
 
 @pytest.mark.parametrize("whole", [None, 1, "ok", [], [1], {}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from purebench import (
     NotApplicable,
     PoisoningAttack,
     UsageError,
+    runner,
 )
 from purebench.config import RunConfig
 from purebench.errors import Diverged
@@ -299,6 +301,44 @@ def test_an_interrupt_leaves_what_is_finished(tmp_path: Path, plant: Plant) -> N
         run(tmp_path, defense=("none", "stops", "prune"))
     plant("stops", nothing)
     assert run(tmp_path, defense=("none", "stops", "prune")).reused == [True, False, False]
+
+
+def test_stealth_is_measured_once_a_victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of badnets: 3 x 3 pixels of noise or of a figure become white."""
+    first = run(tmp_path)
+    found = first["none"].stealth
+    assert found == first["prune"].stealth
+    victim = victim_of(tmp_path)
+    judge = victim.judge
+    change = (judge.triggered.images.int() - judge.test.images[judge.eligible].int()).abs() / 255
+    assert len(change) == 75  # fewer than the sample: all of them
+    assert found["linf"] == pytest.approx(change.flatten(1).amax(1).mean().item(), abs=1e-5)
+    assert 0 < found["ssim"] < 1
+    file = victim.folder / "stealth.json"
+    assert json.loads(file.read_text()) == found
+    monkeypatch.setattr(runner, "stealth", lambda *_: pytest.fail("measured again"))
+    assert victim_of(tmp_path).stealth == found
+    monkeypatch.undo()
+    for damaged in ('{"psnr": NaN}', "", "[]"):
+        file.write_text(damaged)
+        assert victim_of(tmp_path).stealth == found
+        assert json.loads(file.read_text()) == found
+    file.write_text(json.dumps({**found, "l2": 7.0}))
+    assert run(tmp_path, force=True)["none"].stealth == found
+
+
+def test_stealth_of_a_sample_is_drawn_from_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path, defense=("none",))["none"].stealth
+    monkeypatch.setattr(runner, "_COMPARED", 20)
+    parts = [run(tmp_path, defense=("none",), force=True)["none"].stealth for _ in range(2)]
+    assert parts[0] == parts[1] != whole
+    assert parts[0]["l2"] == pytest.approx(whole["l2"], rel=0.1)
+
+
+def test_the_control_has_no_stealth(tmp_path: Path) -> None:
+    assert run(tmp_path, attack=("none",), defense=("none",))["none"].stealth == {}
 
 
 # --- cells that do not finish -------------------------------------------------------------------
