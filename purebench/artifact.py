@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from .attack import BackdooredModel, Goal
+from .attack import BackdooredModel, Goal, Planted
+from .data import Split
 from .settings import canonical
 from .storage import sha256, write_atomic
 
@@ -39,6 +40,10 @@ def save_artifact(folder: Path, victim: BackdooredModel, identity: dict[str, Any
     for prefix, module in (("model", victim.model), ("trigger", victim.trigger)):
         for name, tensor in module.state_dict().items():
             tensors[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous()
+    if victim.planted is not None:
+        samples = victim.planted.samples
+        tensors["planted.indices"] = victim.planted.indices
+        tensors["planted.images"], tensors["planted.labels"] = samples.images, samples.labels
     content = save(tensors)
     card = {
         "schema": SCHEMA,
@@ -86,17 +91,24 @@ def load_artifact(
         _fill(model, tensors, "model.")
         _fill(trigger, tensors, "trigger.")
         goal, notes = Goal(**card["goal"]), dict(card["notes"])
-        poisoned = tensors["poisoned"]
+        poisoned, planted = tensors["poisoned"], _planted(tensors)
     except Damaged:
         raise
     except Exception as error:  # whatever a damaged file provokes
         raise Damaged(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return BackdooredModel(model.eval(), trigger.to(device).eval(), goal, poisoned, notes)
+    return BackdooredModel(model.eval(), trigger.to(device).eval(), goal, poisoned, notes, planted)
 
 
 def _digest(card: dict[str, Any]) -> str:
     return sha256(canonical(card).encode())
+
+
+def _planted(tensors: dict[str, Tensor]) -> Planted | None:
+    if "planted.indices" not in tensors:  # by an attack that does more, or saved long ago
+        return None
+    samples = Split(tensors["planted.images"], tensors["planted.labels"])
+    return Planted(tensors["planted.indices"], samples)
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:

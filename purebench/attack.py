@@ -77,6 +77,33 @@ class AttackContext:
         return generator(self.seed, *names)
 
 
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """Where a poisoned training split differs from the clean one.
+
+    indices: (P,) int64, sorted. samples: what lies there now. Both on the CPU.
+    """
+
+    indices: Tensor
+    samples: Split
+
+    @classmethod
+    def between(cls, clean: Split, poisoned: Split) -> Planted:
+        changed = (poisoned.images != clean.images).flatten(1).any(1)
+        indices = torch.nonzero(changed | (poisoned.labels != clean.labels)).flatten()
+        return cls(indices.cpu(), poisoned[indices].to("cpu"))
+
+    def into(self, clean: Split) -> Split:
+        """The poisoned split."""
+        poisoned = Split(clean.images.clone(), clean.labels.clone())
+        for whole, part in (
+            (poisoned.images, self.samples.images),
+            (poisoned.labels, self.samples.labels),
+        ):
+            whole[self.indices.to(whole.device)] = part.to(whole.device)
+        return poisoned
+
+
 @dataclass(eq=False)
 class BackdooredModel:
     """What an attack leaves: a network and the key to its back door.
@@ -84,6 +111,7 @@ class BackdooredModel:
     model: in evaluation mode.
     trigger: images (N, C, H, W) float in [0, 1] -> the same with the trigger.
     poisoned: (P,) int64, sorted indices of the training images that carry it.
+    planted: what was changed in the training split, where that was all the attack did.
     """
 
     model: nn.Module
@@ -91,6 +119,7 @@ class BackdooredModel:
     goal: Goal
     poisoned: Tensor
     notes: dict[str, Any] = field(default_factory=dict)
+    planted: Planted | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +268,8 @@ class PoisoningAttack(Attack):
         model = ctx.build()
         seed = derive(ctx.seed, "training")
         fit(model, split, ctx.recipe, seed=seed, progress=ctx.progress, notes=ctx.notes)
-        return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes)
+        planted = Planted.between(ctx.train, split)
+        return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes, planted)
 
 
 @dataclass(frozen=True)

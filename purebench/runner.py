@@ -329,13 +329,20 @@ class Victim:
     def benign(self) -> Split:
         return self.bundle.benign.to(self.plan.device)
 
+    def poisoned_split(self) -> Split:
+        """What the network was trained on, as the artifact holds it: making it again would train
+        an attack's surrogate again."""
+        if self.model.planted is not None:
+            return self.model.planted.into(self.attack_context.train)
+        if isinstance(self.attack, PoisoningAttack):  # an artifact older than ``planted``
+            return self.attack.poison(self.attack_context)[0]
+        raise NotApplicable(f"{self.attack.name} leaves no poisoned training set")
+
     def defender(self, defense: Defense) -> DefenseContext:
         """What ``defense`` gets to see."""
         suspect = initial = None
         if "training_set" in defense.needs:
-            if not isinstance(self.attack, PoisoningAttack):
-                raise NotApplicable(f"{self.attack.name} leaves no poisoned training set")
-            suspect = self.attack.poison(self.attack_context)[0]
+            suspect = self.poisoned_split()
         if "init" in defense.needs:
             initial = {name: value.clone() for name, value in self.build().state_dict().items()}
         return DefenseContext(

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import BackdooredModel, Goal
+from purebench import BackdooredModel, Goal, Split
 from purebench import artifact as module
 from purebench.artifact import CARD, TENSORS, Damaged, load_artifact, save_artifact
+from purebench.attack import Planted
 from purebench.storage import sha256
 
 IDENTITY = {"attack": {"name": "stamp", "settings": {"alpha": 0.2}}, "seed": 0}
@@ -79,6 +80,28 @@ def test_round_trip(victim: BackdooredModel, folder: Path) -> None:
     assert found.notes == json.loads(json.dumps(victim.notes))
     assert not any(layer.training for layer in (*found.model.modules(), found.trigger))
     assert sorted(path.name for path in folder.iterdir()) == [CARD, TENSORS]
+
+
+def test_what_was_planted_comes_back(victim: BackdooredModel, folder: Path) -> None:
+    found = load_artifact(folder, IDENTITY, blank, CPU)
+    assert found is not None
+    assert found.planted is None
+    clean = Split(torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8), torch.arange(6))
+    images, labels = clean.images.clone(), clean.labels.clone()
+    images[2, 0, 1, 3] ^= 1  # a cover image
+    images[3, 0, 0, 0] ^= 128
+    labels[3] = labels[5] = 0  # a poisoned image; one that the trigger leaves as it is
+    victim.planted = Planted.between(clean, Split(images, labels))
+    assert victim.planted.indices.tolist() == [2, 3, 5]
+    save_artifact(folder, victim, IDENTITY)
+    found = load_artifact(folder, IDENTITY, blank, CPU)
+    assert found is not None
+    assert found.planted is not None
+    before = clean.digest()
+    poisoned = found.planted.into(clean)
+    assert torch.equal(poisoned.images, images)
+    assert torch.equal(poisoned.labels, labels)
+    assert clean.digest() == before
 
 
 def test_the_same_network_gives_the_same_bytes(victim: BackdooredModel, folder: Path) -> None:

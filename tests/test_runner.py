@@ -541,6 +541,53 @@ def test_needs_are_filled_on_request_alone(tmp_path: Path, plant: Plant) -> None
     assert all(torch.equal(fresh[name], value) for name, value in given[2].initial.items())
 
 
+def test_a_poisoned_training_set_is_made_once(
+    tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each defense has its own, and what the attack learnt for it is not learnt again."""
+    attack: Any = ATTACKS["low_frequency"]
+    calls, learn = [], attack.learn_trigger
+
+    def counted(self: Any, *given: Any) -> None:
+        calls.append(given)
+        learn(self, *given)
+
+    monkeypatch.setattr(attack, "learn_trigger", counted)
+    needs = frozenset({"training_set"})
+    spoils = plant("spoils", lambda _, ctx: ctx.suspect.images.zero_(), needs=needs)
+    reads = plant("reads", nothing, needs=needs)
+    given: dict[str, Any] = {
+        "attack": ("low_frequency",),
+        "defense": ("spoils", "reads"),
+        "set": {"low_frequency": {"steps": 2}},
+    }
+    assert [record.status for record in run(tmp_path, **given).records] == ["ok", "ok"]
+    assert len(calls) == 1
+    victim = victim_of(tmp_path, **given)
+    kept = victim.poisoned_split()
+    assert len(calls) == 1
+    assert kept.digest() == reads[0][1].suspect.digest() != spoils[0][1].suspect.digest()
+    victim.model.planted = None  # as in an artifact from before it was kept
+    assert victim.poisoned_split().digest() == kept.digest()
+    assert len(calls) == 2
+
+
+def test_an_attack_that_trains_by_itself_leaves_no_training_set(
+    tmp_path: Path, plant: Plant
+) -> None:
+    plant("reads", nothing, needs=frozenset({"training_set"}))
+    given = {
+        "attack": ("input_aware",),
+        "defense": ("reads",),
+        "set": {"input_aware": {"width": 1}},
+    }
+    found = run(tmp_path, **given)["reads"]
+    assert (found.status, found.error) == (
+        "skipped",
+        "input_aware leaves no poisoned training set",
+    )
+
+
 def test_the_control_is_not_poisoned(tmp_path: Path) -> None:
     done = run(tmp_path, attack=("none",), defense=("none",), poison_rate=0.3)
     assert done.records[0].cell.poison_rate == 0
