@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .defense import Defense, DefenseContext
     from .errors import NotApplicable, UsageError
     from .model import Architecture, Normalise, Task
+    from .picture import Picture
     from .training import Recipe, fit
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "LoadContext",
     "Normalise",
     "NotApplicable",
+    "Picture",
     "PoisoningAttack",
     "Recipe",
     "Split",
@@ -69,6 +71,7 @@ _HOMES = {
     "defense": ("Defense", "DefenseContext"),
     "errors": ("NotApplicable", "UsageError"),
     "model": ("Architecture", "Normalise", "Task"),
+    "picture": ("Picture",),
     "training": ("Recipe", "fit"),
 }
 

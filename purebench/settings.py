@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from .errors import UsageError, near_match
+from .picture import Picture
 
 T = TypeVar("T")
 
@@ -68,7 +69,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, base: T | None = 
 def convert(value: Any, annotation: Any, where: str) -> Any:
     """``value``, which may be text, as ``annotation`` has it.
 
-    Knows bool, int, float, str, Literal, tuple[X, ...], Mapping and X | None.
+    Knows bool, int, float, str, Literal, tuple[X, ...], Mapping, Picture (given as the path of
+    its file) and X | None.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
@@ -89,11 +91,18 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         return tuple(convert(item, arguments[0], where) for item in value)
     if origin is Mapping or annotation is Any:
         return value
+    if annotation is Picture:
+        if not isinstance(value, str):
+            raise UsageError(f"{where} must be the path of an image file, got {value!r}")
+        try:
+            return Picture.read(value)
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from error
     converter = {bool: _bool, int: _int, float: _float, str: _str}.get(annotation)
     if converter is None:
         raise UsageError(
             f"{where}: a setting of type {annotation} cannot be given; use bool, int, float, str, "
-            "Literal, tuple[X, ...] or X | None"
+            "Literal, tuple[X, ...], Picture or X | None"
         )
     result = converter(value)
     if result is None:
@@ -135,16 +144,21 @@ def describe(instance: Any) -> dict[str, Any]:
     """The settings of a plug-in as JSON-able data, in the order of its fields.
 
     Left out: fields with ``metadata={"location": True}``, which say where data lies on one
-    machine, not what it is.
+    machine, not what it is; and, while it has its default, one with ``{"later": True}``: a setting
+    that came when there were results already, which keep their fingerprints.
     """
     return {
-        field.name: _plain(getattr(instance, field.name))
+        field.name: _plain(value)
         for field in dataclasses.fields(instance)
+        for value in [getattr(instance, field.name)]
         if not field.metadata.get("location")
+        and not (field.metadata.get("later") and value == field.default)
     }
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Picture):
+        return f"sha256:{value.digest}"
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purebench import DEFENSES
+from purebench import ATTACKS, DEFENSES
 from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
 from purebench.record import Record, read_record
 from purebench.registry import REGISTRIES
@@ -156,6 +157,10 @@ def records(place: Path) -> dict[str, Record]:
     """File name without its fingerprint -> record."""
     files = (place / "results" / "records").rglob("*.json")
     return {file.name.rpartition("-")[0]: read_record(file) for file in files}
+
+
+def every_record(place: Path) -> list[Record]:
+    return [read_record(file) for file in (place / "results" / "records").rglob("*.json")]
 
 
 def untrained(place: Path) -> bool:
@@ -553,6 +558,68 @@ def test_bad_options(attack: Bench, place: Path, words: str, message: str) -> No
     (place / "taken").touch()
     refused(attack(*words.split()), message)
     assert untrained(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.png", r"cannot read nowhere\.png: No such file or directory"),
+        ("taken", "taken is not an image that can be read"),
+        ("cut.png", r"cut\.png is not an image that can be read"),
+        ("clear.png", r"clear\.png has mode RGBA; save it as grey or RGB"),
+        ("tall.png", r"tall\.png is 16x17 grey, the dataset's images are 16x16 grey"),
+        ("colour.png", r"colour\.png is 16x16 RGB, the dataset's images are 16x16 grey"),
+    ],
+)
+def test_a_pattern_that_will_not_do(attack: Bench, place: Path, name: str, message: str) -> None:
+    (place / "taken").touch()
+    for file, mode, height in (("tall", "L", 17), ("colour", "RGB", 16), ("clear", "RGBA", 16)):
+        Image.new(mode, (16, height)).save(place / f"{file}.png")
+    (place / "cut.png").write_bytes((place / "tall.png").read_bytes()[:-30])
+    words = ("--attack", "blend", "--set", f"blend.pattern={name}")
+    refused(attack(*words), f"attack blend: (pattern: )?{message}")
+    assert untrained(place)
+
+
+def test_a_pattern_of_ones_own(attack: Bench, place: Path) -> None:
+    """Its file's digest tells one victim from another; where the file lies does not."""
+    words = ("--attack", "blend", "--defense", "none")
+    assert attack(*words).cached == []
+    Image.new("L", (16, 16), 255).save(place / "white.png")
+    Image.new("L", (16, 16), 0).save(place / "black.png")
+    assert attack(*words, "--set", "blend.pattern=white.png").cached == []
+    digest = hashlib.sha256((place / "white.png").read_bytes()).hexdigest()
+    settings = [record.cell.attack["settings"] for record in every_record(place)]
+    assert sorted(settings, key=len) == [
+        {"alpha": 0.2}, {"alpha": 0.2, "pattern": f"sha256:{digest}"},
+    ]  # fmt: skip
+    (place / "white.png").rename(place / "moved.png")
+    assert attack(*words, "--set", "blend.pattern=moved.png").cached == ["none"]
+    assert attack(*words, "--set", "blend.pattern=black.png").cached == []
+    assert attack(*words).cached == ["none"]
+
+
+# What each attack refuses before training: more than there is, and what it is not defined for.
+RATES = {"bpp": 0.6, "wanet": 0.4, "adaptive_blend": 0.6, "input_aware": 0.6}  # with cover images
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if name != "none"])
+def test_what_no_attack_can_do(attack: Bench, place: Path, name: str) -> None:
+    words = ("--attack", name, "--defense", "none")
+    for rate in (0, -0.1, 1.1, 1e-9, RATES.get(name, 1.01)):
+        refused(attack(*words, "--poison-rate", str(rate)), f"poison rate {float(rate)} .*{name}")
+    for target in (-1, 4):
+        refused(attack(*words, "--target", str(target)), f"target class {target} does not exist")
+    if not ATTACKS[name].all_to_all:
+        refused(attack(*words, "--all-to-all"), f"attack {name} is not defined all-to-all")
+    assert untrained(place)
+
+
+def test_attacks_not_defined_all_to_all() -> None:
+    defined = {name: ATTACKS[name].all_to_all for name in ATTACKS.names()}
+    assert not defined["sig"]
+    assert not defined["clean_label"]
+    assert defined["badnets"]
 
 
 @pytest.mark.parametrize(
