@@ -5,10 +5,12 @@ Recovery: An Approach with Theoretical Guarantee in One-Hidden-Layer Case", IEEE
 arXiv:2407.11031. Ours carries the method to deep networks. It walks the layers in the order data
 flows, each met with the inputs of the already recovered network, and regresses on those inputs
 either what the layer of the suspect network gave (``outputs``), or, as the paper does, its weights
-(``weights``). In a residual block each convolution is recovered alone, on its own inputs. A BatchNorm keeps its variance and affine part; what the regression shifts goes into its
-running mean, where no shortcut passes it by; where there is neither such a BatchNorm nor a bias,
-as before the sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's whole input space its weights stay as they are:
-such layers are named in the record, and where all are, a warning is.
+(``weights``). In a residual block each convolution is recovered alone, on its own inputs. A
+BatchNorm keeps its variance and affine part; what the regression shifts goes into its running mean,
+where no shortcut passes it by. Where there is neither such a BatchNorm nor a bias, as before the
+sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's
+whole input space its weights stay as they are: such layers are named in the record, and where all
+are, a warning is.
 """
 
 from __future__ import annotations
