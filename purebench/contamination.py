@@ -81,7 +81,8 @@ class Contamination:
         }
 
     def table(self) -> str:
-        """ACC in percent, mean and spread over the seeds, a column a law and eps."""
+        """ACC in percent, mean and spread over the seeds, a column a law and eps; and layers that
+        were too large to impute."""
         cases = list(dict.fromkeys((row.law, row.eps) for row in self.rows))
         lines = []
         for method in dict.fromkeys(row.method for row in self.rows):
@@ -95,7 +96,11 @@ class Contamination:
                 line.append(f"{statistics.mean(accs):.2f}{spread}")
             lines.append(line)
         head = ["ACC %", *(f"{law} {eps:g}" for law, eps in cases)]
-        return tabulate(lines, head, disable_numparse=True)
+        table = tabulate(lines, head, disable_numparse=True)
+        large = dict.fromkeys(layer.layer for layer in self.layers if layer.inputs > LARGEST)
+        if not large:
+            return table
+        return f"{table}\nnot imputed, of more than {LARGEST:,} inputs: {', '.join(large)}"
 
 
 def plan(config: RunConfig, laws: Sequence[str], shares: Sequence[float], bars: Progress) -> Plan:

@@ -257,3 +257,15 @@ def test_contaminate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {layer["found"] for layer in content["layers"]} == {1.0}
     out = capsys.readouterr().out
     assert all(method in out for method in methods)
+
+
+def test_layers_too_large_to_impute_are_named() -> None:
+    facts = {"found": 0.0, "false": 0.0, "error_before": 0.3, "error_after": 0.3}
+    layers = [
+        contamination.Layer("salt", 0.1, 0, "impute, zero", name, inputs, **facts)
+        for name, inputs in (("conv1", 25), ("linear1", 3136), ("linear1", 3136))
+    ]
+    row = contamination.Row("salt", 0.1, 0, "clean", 0.9, 0.0)
+    told = contamination.Contamination([row], layers).table().splitlines()
+    assert told[-1] == "not imputed, of more than 2,048 inputs: linear1"
+    assert "not imputed" not in contamination.Contamination([row], layers[:1]).table()
