@@ -19,6 +19,7 @@ SCHEMA = 1
 PROTOCOL = "pb-1"
 
 Status = Literal["ok", "failed", "diverged", "skipped"]
+Provenance = Literal["", "self-reported", "verified", "flagged"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Record:
         were asked for.
     cost: wall seconds and peak bytes of purification, the defense's own timings; seconds of the
         attack's training.
+    provenance: of a record that others sent: "self-reported"; "verified" where a cell of theirs
+        was run again and came out the same; "flagged" where it did not.
     """
 
     cell: Cell
@@ -78,6 +81,7 @@ class Record:
     reactivated: Scores | None = None
     cost: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = ""
     schema: int = SCHEMA
     protocol: str = PROTOCOL
 
@@ -102,12 +106,19 @@ class Unreadable(ValueError):
 
 def read_record(path: Path) -> Record:
     """Parse and check a record. Raises Unreadable, or OSError."""
+    return parse_record(path.read_bytes(), path)
+
+
+def parse_record(text: bytes, path: Path | str) -> Record:
+    """The record in a file's content. Raises Unreadable, which names ``path``."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(text.decode("utf-8"))
         if content["schema"] != SCHEMA:
             raise Unreadable(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
         if content["status"] not in get_args(Status):
             raise Unreadable(f"{path}: unknown status {content['status']!r}")
+        if content.get("provenance", "") not in get_args(Provenance):
+            raise Unreadable(f"{path}: unknown provenance {content['provenance']!r}")
         content["cell"] = Cell(**content["cell"])
         for key in ("before", "after"):
             if content[key] is not None:
@@ -123,7 +134,7 @@ def read_record(path: Path) -> Record:
         return record
     except Unreadable:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{path}: not a record: {type(error).__name__}: {error}") from error
 
 

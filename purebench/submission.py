@@ -1,0 +1,236 @@
+"""Submission: records of others as one archive, checked field by field before they are believed.
+
+An archive is a zip of ``manifest.json`` and ``records/*.json``; no weights. It is read in memory
+and within limits, and nothing of it is ever written where its names say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig
+from .errors import UsageError
+from .evaluate import der
+from .machine import commit
+from .record import PROTOCOL, Record, Unreadable, parse_record
+from .runner import cell_fingerprint
+from .settings import canonical
+from .storage import sha256
+
+FORMAT = "purebench-submission-1"
+SEEDS = (0, 1, 2)  # that a leaderboard asks for
+UNDEFENDED = "none"
+
+ARCHIVE_BYTES = 64 * 2**20
+RECORD_BYTES = 2**20
+MANIFEST_BYTES = 16 * 2**20
+RECORD_COUNT = 20_000
+
+# What another machine, device or version of torch may change a result by, in counts' shares.
+ACC_TOLERANCE, ASR_TOLERANCE = 0.01, 0.03
+
+
+@dataclass(frozen=True)
+class Submission:
+    """by: who sends it. records: by their names in the archive. manifest: as it came."""
+
+    by: str
+    records: Mapping[str, Record]
+    manifest: Mapping[str, Any]
+
+
+class Refused(UsageError):
+    """An archive that is not a submission; the text names the field."""
+
+
+def metrics(record: Record) -> dict[str, float]:
+    """What a record's counts say; empty without scores."""
+    before, after = record.before, record.after
+    if before is None or after is None:
+        return {}
+    return {"acc": after.acc, "asr": after.asr, "ra": after.ra, "der": der(before, after)}
+
+
+def pack(records: Mapping[str, bytes], by: str) -> bytes:
+    """A submission of record files, name -> content; the same files give the same bytes.
+
+    Raises Refused where ``unpack`` would.
+    """
+    files = {f"records/{name}": content for name, content in sorted(records.items())}
+    parsed = {name: _record(name, content) for name, content in files.items()}
+    manifest = {
+        "format": FORMAT,
+        "protocol": PROTOCOL,
+        "by": by,
+        "commit": commit(),
+        "records": {
+            name: {"sha256": sha256(files[name]), "metrics": metrics(record)}
+            for name, record in parsed.items()
+        },
+    }
+    files = {"manifest.json": (json.dumps(manifest, indent=1) + "\n").encode(), **files}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as written:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            written.writestr(entry, content)
+    return archive.getvalue()
+
+
+def unpack(path: Path) -> Submission:
+    """Read an archive. Refused, with the field, for whatever is not as ``pack`` makes it."""
+    try:
+        if path.stat().st_size > ARCHIVE_BYTES:
+            raise Refused(f"{path}: {path.stat().st_size} bytes, at most {ARCHIVE_BYTES} are read")
+        with zipfile.ZipFile(path) as archive:
+            files = _files(archive, path)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise Refused(f"{path}: not a whole zip archive: {error}") from error
+    manifest = _manifest(files.pop("manifest.json", None), path)
+    told = manifest["records"]
+    for name in sorted(told.keys() | files.keys()):
+        if name not in files:
+            raise Refused(f"{path}: manifest.json, records: {name} is not in the archive")
+        if name not in told:
+            raise Refused(f"{path}: {name} is not in manifest.json")
+    found = {}
+    for name, content in files.items():
+        where = f"{path}: manifest.json, records, {name}"
+        if not isinstance(told[name], dict) or told[name].keys() != {"sha256", "metrics"}:
+            raise Refused(f"{where}: expected sha256 and metrics")
+        if told[name]["sha256"] != sha256(content):
+            raise Refused(f"{where}: sha256 {told[name]['sha256']!r} is not that of the file")
+        found[name] = record = _record(name, content)
+        if told[name]["metrics"] != metrics(record):
+            raise Refused(
+                f"{where}: metrics {told[name]['metrics']!r} do not follow from the counts"
+            )
+    return Submission(manifest["by"], found, manifest)
+
+
+def _files(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+    entries = archive.infolist()
+    if len(entries) > RECORD_COUNT:
+        raise Refused(f"{path}: {len(entries)} files, at most {RECORD_COUNT} are read")
+    files: dict[str, bytes] = {}
+    total = 0
+    for entry in entries:
+        name = entry.filename
+        folder, _, file = name.rpartition("/")
+        plain = folder == "records" and file.endswith(".json") and not set(file) & set("\\:\0")
+        if name != "manifest.json" and not plain:
+            raise Refused(f"{path}: {name!r} is neither manifest.json nor records/NAME.json")
+        if name in files:
+            raise Refused(f"{path}: {name} is there twice")
+        limit = MANIFEST_BYTES if name == "manifest.json" else RECORD_BYTES
+        with archive.open(entry) as file_:
+            files[name] = file_.read(limit + 1)  # whatever size the entry claims
+        total += len(files[name])
+        if len(files[name]) > limit or total > 4 * ARCHIVE_BYTES:
+            raise Refused(f"{path}: {name} is larger than the {limit} bytes that are read")
+    return files
+
+
+def _manifest(content: bytes | None, path: Path) -> dict[str, Any]:
+    if content is None:
+        raise Refused(f"{path}: manifest.json is missing")
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: manifest.json: {type(error).__name__}: {error}") from error
+    if not isinstance(manifest, dict):
+        raise Refused(f"{path}: manifest.json: expected an object, got {type(manifest).__name__}")
+    for key, wanted in (("format", FORMAT), ("protocol", PROTOCOL)):
+        if manifest.get(key) != wanted:
+            raise Refused(f"{path}: manifest.json, {key}: {manifest.get(key)!r}, not {wanted!r}")
+    for key, kind in (("by", str), ("records", dict)):
+        if not isinstance(manifest.get(key), kind) or not manifest[key]:
+            raise Refused(f"{path}: manifest.json, {key}: {manifest.get(key)!r}")
+    if len(manifest["by"]) > 200:
+        raise Refused(f"{path}: manifest.json, by: longer than 200 characters")
+    return manifest
+
+
+def _record(name: str, content: bytes) -> Record:
+    try:
+        record = parse_record(content, name)
+    except Unreadable as error:
+        raise Refused(str(error)) from error
+    for key, wanted in (
+        ("protocol", PROTOCOL),
+        ("provenance", ""),
+        ("fingerprint", cell_fingerprint(record.cell)),
+    ):
+        if getattr(record, key) != wanted:
+            raise Refused(f"{name}: {key}: {getattr(record, key)!r}, not {wanted!r}")
+    return record
+
+
+def missing(records: Sequence[Record], seeds: Sequence[int] = SEEDS) -> list[str]:
+    """Cells that a leaderboard asks for and that are not there: whoever defends against an attack
+    shows every seed, and the undefended network of each."""
+    groups: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    names: dict[str, str] = {}
+    for record in records:
+        fields = dataclasses.asdict(record.cell)
+        defense, seed = fields.pop("defense"), fields.pop("seed")
+        key = canonical(fields)
+        names[key] = f"{fields['dataset']['name']}, {fields['model']['name']}, " + (
+            f"{fields['attack']['name']} at {fields['poison_rate']:g}"
+        )
+        groups[key].add((defense["name"], seed))
+    found = []
+    for key, cells in groups.items():
+        for defense in sorted({name for name, _ in cells} | {UNDEFENDED}):
+            lacking = [str(seed) for seed in seeds if (defense, seed) not in cells]
+            if lacking:
+                found.append(f"{names[key]}, {defense}: seed {', '.join(lacking)}")
+    return found
+
+
+def again(record: Record, **options: Any) -> RunConfig:
+    """The run that measures a record's cell; ``options``: where and how, as in ``RunConfig``."""
+    cell = record.cell
+    parts = (cell.dataset, cell.model, cell.attack, cell.defense, cell.recipe)
+    clean = cell.poison_rate == 0
+    return RunConfig(
+        attack=(cell.attack["name"],),
+        defense=(cell.defense["name"],),
+        dataset=cell.dataset["name"],
+        model=cell.model["name"],
+        recipe=cell.recipe["name"],
+        seeds=(cell.seed,),
+        poison_rate=None if clean else cell.poison_rate,
+        target=cell.target,
+        all_to_all=cell.all_to_all,
+        benign_fraction=cell.benign_fraction,
+        benign_source=cell.benign_source,  # type: ignore[arg-type]
+        set={part["name"]: part["settings"] for part in parts if part["settings"]},
+        **options,
+    )
+
+
+def differences(told: Record, measured: Record) -> Iterator[str]:
+    """What a second run gives that the first one does not say, beyond what machines differ by."""
+    if told.status != measured.status:
+        yield f"status: {told.status}, measured {measured.status}"
+    for name in ("before", "after"):
+        ours, theirs = getattr(measured, name), getattr(told, name)
+        if ours is None or theirs is None:
+            continue
+        for key, tolerance in (("acc", ACC_TOLERANCE), ("asr", ASR_TOLERANCE)):
+            first, second = getattr(theirs, key), getattr(ours, key)
+            if abs(first - second) > tolerance:
+                yield f"{name}.{key}: {first:.4f}, measured {second:.4f}"
