@@ -29,6 +29,7 @@ commands:
   run                    the default: attack, defend, judge, print the leaderboard
   list                   attacks, defenses, models and datasets, with their papers
   leaderboard FOLDER     the tables of all records below a folder
+  show                   a picture of what an attack does to images
   doctor                 versions, device, disk, data, and a self-check of repeatability
   recovery               how many wrong weights robust recovery can undo: the theory, tested, or
                          with --contaminate MODEL a trained network
@@ -86,6 +87,7 @@ def _dispatch(words: list[str]) -> int:
         "run": _run,
         "list": _list,
         "leaderboard": _leaderboard,
+        "show": _show,
         "doctor": _doctor,
         "recovery": _recovery,
     }
@@ -131,11 +133,15 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return OK
+    return _execute(_config(parser, words))
+
+
+def _config(parser: _Parser, words: list[str]) -> RunConfig:
     options = parser.read(words)
     file = options.pop("config", None)
     if "set" in options:
         options["set"] = parse_set(options["set"])
-    return _execute(read_config(file, options))
+    return read_config(file, options)
 
 
 def _execute(config: RunConfig) -> int:
@@ -242,6 +248,44 @@ def _leaderboard(words: list[str]) -> int:
     text = renders.get(options["format"], table.screen)(records, options["attack"])
     print(text.rstrip("\n"))
     return OK
+
+
+def _show(words: list[str]) -> int:
+    parser = _Parser(
+        prog="bench.py show",
+        description="Draw clean test images beside triggered ones, from the cached network of each "
+        "attack and seed, or from one that is trained now.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="the same options, from a file")
+    _add_options(parser, [name for name in config_fields() if name != "defense"])
+    config = replace(_config(parser, words), defense=("none",))
+
+    from .gallery import page
+    from .progress import Progress
+    from .runner import Victim, prepare
+    from .storage import need_writable, write_atomic
+
+    plan = prepare(config, Progress(config.quiet))
+    folder = plan.output / "figures"
+    need_writable(folder)
+    failed = False
+    for seed in config.seeds:
+        for attack in plan.attacks:
+            path = folder / f"{attack.name}-s{seed}.png"
+            try:
+                write_atomic(path, page(Victim(plan, attack, seed)))
+            except Exception as error:  # one attack's failure is not its neighbours'
+                failed = True
+                print(f"failed: {attack.name} / seed {seed}: {_words(error)}", file=sys.stderr)
+            else:
+                print(f"figure    {path}")
+    return FAILED if failed else OK
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _doctor(words: list[str]) -> int:

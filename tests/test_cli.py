@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purebench import ATTACKS, DEFENSES
+from purebench import ATTACKS, DEFENSES, PoisoningAttack
 from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
 from purebench.record import Record, read_record
 from purebench.registry import REGISTRIES
@@ -426,6 +426,36 @@ def test_doctor(bench: Bench, place: Path) -> None:
     assert "cannot write to the output folder taken" in answer.out
 
 
+def test_show(attack: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the network that a run has trained, and the same picture each time."""
+    small = [f"--set={key}={value}" for key, value in TINY.items()]
+    words = ["show", "--attack", "badnets", "--dataset", "shapes", *small]
+    attack("--defense", "none")
+    monkeypatch.setattr(PoisoningAttack, "run", lambda *_: pytest.fail("trained again"))
+    pictures = []
+    for _ in range(2):
+        assert main(words) == OK
+        file = place / "results" / "figures" / "badnets-s0.png"
+        pictures.append(file.read_bytes())
+    assert pictures[0] == pictures[1]
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        assert image.height > image.width / 2
+
+
+def test_show_tells_what_fails(bench: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(attack: PoisoningAttack, *_: object) -> None:
+        raise RuntimeError(f"{attack.name}\nbroke")
+
+    monkeypatch.setattr(PoisoningAttack, "run", run)
+    small = [f"--set={key}={value}" for key, value in TINY.items()]
+    answer = bench("show", "--attack", "blend", "badnets", "--dataset", "shapes", *small)
+    assert (answer.code, answer.out) == (FAILED, "")
+    assert answer.err == "".join(
+        f"failed: {name} / seed 0: RuntimeError: {name} broke\n" for name in ("blend", "badnets")
+    )
+
+
 def test_no_arguments_mean_help(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     answer = bench()
     assert (answer.code, answer.err) == (OK, "")
@@ -463,11 +493,17 @@ def test_a_reader_that_has_gone(word: str, unbuffered: str) -> None:
     ("words", "message"),
     [
         (["lits"], r"unknown command 'lits'; did you mean 'list'\?"),
-        (["blend"], r"unknown command 'blend'; known: doctor, leaderboard, list, recovery, run"),
+        (
+            ["blend"],
+            r"unknown command 'blend'; known: doctor, leaderboard, list, recovery, run, show",
+        ),
         (["--atack", "blend"], r"unknown option '--atack'; did you mean '--attack'\?"),
         (["--seed=3"], r"unknown option '--seed'; did you mean '--seeds'\?"),
         (["list", "--plug", "x.py"], r"unknown option '--plug'; did you mean '--plugin'\?"),
         (["list", "attacks"], "unexpected 'attacks'"),
+        (["show"], "name at least one attack: "),
+        (["show", "--attack", "blnd"], r"unknown attack 'blnd'; did you mean 'blend'\?"),
+        (["show", "--attack", "blend", "--defense", "none"], "unknown option '--defense'"),
         (["doctor", "--attack", "blend"], "unknown option '--attack'"),
         (["--quiet", "blend"], "unexpected 'blend': it belongs to no option"),
         (["--attack"], "argument --attack: expected at least one argument"),

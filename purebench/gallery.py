@@ -1,0 +1,106 @@
+"""Gallery: clean images beside triggered ones and what lies between them, as one picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .runner import Victim
+from .seeding import generator
+
+GAIN = 5  # a change of one step in a pixel is drawn as so many
+COLUMNS = ("clean", "triggered", f"residual x {GAIN}")
+
+_CELL = 112  # pixels that an image is enlarged to, or the next below by a whole factor
+_MOST = 10  # rows
+_DOWN = 5  # rows before a second block begins beside the first
+_GAP, _MARGIN, _LABEL = 6, 24, 34
+_INK, _FAINT, _PAPER, _FRAME = "#1c2430", "#5d6878", "#ffffff", "#c9d0d9"
+
+
+class Row(NamedTuple):
+    """label: the class. clean, marked: uint8 (C, H, W)."""
+
+    label: str
+    clean: Tensor
+    marked: Tensor
+
+
+def residual(clean: Tensor, marked: Tensor) -> Tensor:
+    """``GAIN`` times the change, around middle grey; uint8."""
+    change = marked.int() - clean.int()
+    return (128 + GAIN * change).clamp(0, 255).to(torch.uint8)
+
+
+def rows(victim: Victim) -> list[Row]:
+    """One test image of each of the first classes that can be attacked, drawn from the seed."""
+    judge = victim.judge
+    order = torch.randperm(len(judge.eligible), generator=generator(victim.seed, "gallery"))
+    order = order.to(judge.eligible.device)
+    labels = judge.triggered.labels[order]
+    found = []
+    for label in labels.unique()[:_MOST].tolist():
+        place = order[torch.nonzero(labels == label)[0, 0]]
+        clean = judge.test.images[judge.eligible[place]]
+        found.append(Row(str(label), clean.cpu(), judge.triggered.images[place].cpu()))
+    return found
+
+
+def page(victim: Victim) -> bytes:
+    """PNG of the victim's trigger on ``rows``, with its distances and the undefended scores."""
+    plan, scores, found = victim.plan, victim.scores, victim.stealth
+    title = f"{victim.attack.name} on {plan.dataset.name}"
+    facts = [
+        f"{plan.architecture.name}, seed {victim.seed}, poison rate {plan.rate(victim.attack):g}",
+        f"undefended ACC {scores.acc:.2%}, ASR {scores.asr:.2%}",
+    ]
+    if found:
+        facts += [
+            f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.4f}",
+            f"L-inf {found['linf']:.3f}, L2 {found['l2']:.2f}",
+        ]
+    return sheet(title, rows(victim), facts)
+
+
+def sheet(title: str, rows: Sequence[Row], facts: Sequence[str]) -> bytes:
+    """PNG: a title, the rows in blocks beside one another, then the facts, one below a block."""
+    height, width = rows[0].clean.shape[1:]
+    scale = max(1, _CELL // max(height, width))
+    size = (width * scale, height * scale)
+    blocks = -(-len(rows) // _DOWN)
+    down = -(-len(rows) // blocks)
+    block = _LABEL + len(COLUMNS) * (size[0] + _GAP)
+    top, foot = _MARGIN + 58, -(-len(facts) // blocks) * 22 + 12
+    across = 2 * _MARGIN + blocks * block + (blocks - 1) * _MARGIN - _GAP
+    picture = Image.new("RGB", (across, top + down * (size[1] + _GAP) + foot + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    heading, text = ImageFont.load_default(22), ImageFont.load_default(14)
+    pen.text((_MARGIN, _MARGIN - 6), title, _INK, heading)
+    for index, row in enumerate(rows):
+        left = _MARGIN + index // down * (block + _MARGIN)
+        y = top + index % down * (size[1] + _GAP)
+        pen.text((left + _LABEL // 2 - 4, y + size[1] // 2), row.label, _INK, text, "mm")
+        drawn = (row.clean, row.marked, residual(row.clean, row.marked))
+        for column, (name, image) in enumerate(zip(COLUMNS, drawn, strict=True)):
+            x = left + _LABEL + column * (size[0] + _GAP)
+            if index % down == 0:
+                pen.text((x + size[0] // 2, top - 8), name, _FAINT, text, "ms")
+            picture.paste(_image(image).resize(size, Image.Resampling.NEAREST), (x, y))
+            pen.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_FRAME)
+    for index, fact in enumerate(facts):
+        x = _MARGIN + index % blocks * (block + _MARGIN)
+        y = top + down * (size[1] + _GAP) + 12 + index // blocks * 22
+        pen.text((x, y), fact, _INK, text)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
