@@ -182,6 +182,8 @@ def _verdict(record: Record, reused: bool) -> str:
         text = f"{record.status}: {record.error}"
     else:
         text = f"ACC {after.acc:.2%}, ASR {after.asr:.2%}, RA {after.ra:.2%}"
+        if record.reactivated is not None:
+            text += f", reactivated ASR {record.reactivated.asr:.2%}"
     return f"{record.cell.defense['name']}: {text}" + (" (from the cache)" if reused else "")
 
 
@@ -259,7 +261,8 @@ def _show(words: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="the same options, from a file")
-    _add_options(parser, [name for name in config_fields() if name != "defense"])
+    unused = ("defense", "reactivate")
+    _add_options(parser, [name for name in config_fields() if name not in unused])
     config = replace(_config(parser, words), defense=("none",))
 
     from .gallery import page

@@ -41,6 +41,9 @@ class RunConfig:
     benign_source: Literal["train", "held_out"] = _option(
         "train", "the defender's images are also trained on, or set aside (default: train)"
     )
+    reactivate: bool = _option(
+        False, "also judge each purified network after a few steps on poisoned samples"
+    )
     recipe: str | None = _option(None, "training recipe (default: the dataset's own)", "NAME")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N (default: auto)", "NAME")
     threads: int = _option(1, "CPU threads; part of what makes a result repeatable", "N")

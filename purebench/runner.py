@@ -39,6 +39,7 @@ from .errors import Diverged, NotApplicable, UsageError, near_match
 from .evaluate import Judge, Scores
 from .model import Architecture, Task
 from .progress import Progress
+from .reactivation import poisoned_samples, reactivated
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
 from .seeding import derive, generator, isolated
@@ -81,7 +82,7 @@ class Plan:
 
     def rate(self, attack: Attack) -> float:
         given = self.config.poison_rate
-        return attack.poison_rate if given is None or attack.poison_rate == 0 else given
+        return attack.poison_rate if given is None or is_control(attack) else given
 
     def bundle(self, seed: int) -> DataBundle:
         return make_bundle(
@@ -107,6 +108,11 @@ class Plan:
             benign_fraction=self.config.benign_fraction,
             benign_source=self.config.benign_source,
         )
+
+
+def is_control(attack: Attack) -> bool:
+    """Whether it poisons nothing, so that there is no trigger."""
+    return attack.poison_rate == 0
 
 
 def _identity(plugin: Any) -> dict[str, Any]:
@@ -309,7 +315,7 @@ class Victim:
     def stealth(self) -> dict[str, float]:
         """Of a sample of the triggered test images; kept beside the network. Empty where there is
         no trigger."""
-        if not self.attack.poison_rate:
+        if is_control(self.attack):
             return {}
         marked = self.judge.triggered
         file = self.folder / STEALTH
@@ -324,6 +330,23 @@ class Victim:
             found = stealth(clean[drawn], marked.images[drawn])
             write_atomic(file, (json.dumps(found) + "\n").encode())
             return found
+
+    @property
+    def reactivates(self) -> bool:
+        """Whether purified networks are to be judged reactivated, too."""
+        return self.plan.config.reactivate and not is_control(self.attack)
+
+    @cached_property
+    def samples(self) -> Split:
+        """A handful of poisoned training images, to reactivate a purified network with."""
+        train, trigger, goal = self.attack_context.train, self.model.trigger, self.model.goal
+        return poisoned_samples(train, trigger, goal, derive(self.seed, "reactivation"))
+
+    def reactivated(self, purified: nn.Module) -> Scores:
+        """Of a copy of ``purified``, after a few steps on ``samples``."""
+        seed = derive(self.seed, "reactivation", "training")
+        with isolated(seed):
+            return self.judge.score(reactivated(purified, self.samples, seed))
 
     @cached_property
     def benign(self) -> Split:
@@ -383,6 +406,8 @@ def execute(
                 cell = plan.cell(attack, defense, seed)
                 path = record_path(plan, cell)
                 found = None if plan.config.force else _finished(path, cell, plan.progress)
+                if found and found.status == "ok" and victim.reactivates and not found.reactivated:
+                    found = None  # what is asked for now is not in it
                 record = found or run_cell(victim, defense)
                 if found is None:
                     record.write(path)
@@ -413,7 +438,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
     """Purify a private copy of the victim and judge it. Whatever raises becomes a record."""
     plan = victim.plan
     cell = plan.cell(victim.attack, defense, victim.seed)
-    before = after = None
+    before = after = again = None
     status: Status = "ok"
     error: str | None = None
     notes: dict[str, Any] = {}
@@ -437,6 +462,8 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         after = victim.judge.score(purified)
         if after.diverged:
             raise Diverged(f"{after.nonfinite_count} images have logits that are not finite")
+        if victim.reactivates:
+            again = victim.reactivated(purified)
     except NotApplicable as reason:
         status, error = "skipped", str(reason)
     except Diverged as reason:
@@ -461,6 +488,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         notes=notes,
         victim_notes={k: v for k, v in attack_notes.items() if k != "training_seconds"},
         stealth=distances,
+        reactivated=again,
         cost={
             "seconds": round(cost.seconds, 4),
             "peak_memory_bytes": cost.peak_memory_bytes,

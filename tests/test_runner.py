@@ -26,6 +26,7 @@ from purebench import (
     UsageError,
     runner,
 )
+from purebench.attack import triggered
 from purebench.config import RunConfig
 from purebench.errors import Diverged
 from purebench.evaluate import Scores
@@ -339,6 +340,56 @@ def test_stealth_of_a_sample_is_drawn_from_the_seed(
 
 def test_the_control_has_no_stealth(tmp_path: Path) -> None:
     assert run(tmp_path, attack=("none",), defense=("none",))["none"].stealth == {}
+
+
+# --- reactivation ---------------------------------------------------------------------------------
+
+
+def test_reactivation_adds_to_a_record_and_changes_nothing_in_it(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    asked = run(tmp_path / "asked", reactivate=True)
+    assert all(record.reactivated is None for record in plain.records)
+    bare = [replace(record, reactivated=None) for record in asked.records]
+    assert without_cost(bare) == without_cost(plain.records)
+    for record in asked.records:
+        assert record.reactivated is not None
+        assert record.after is not None
+        assert record.reactivated.triggered_count == record.after.triggered_count
+    again = run(tmp_path / "asked", reactivate=True, force=True)
+    assert without_cost(again.records) == without_cost(asked.records)
+
+
+def test_a_record_answers_what_is_in_it(tmp_path: Path, no_training: Callable[[], None]) -> None:
+    run(tmp_path)
+    no_training()
+    asked = run(tmp_path, reactivate=True)
+    assert asked.reused == [False, False]
+    assert run(tmp_path, reactivate=True).reused == [True, True]
+    later = run(tmp_path)
+    assert later.reused == [True, True]
+    assert later.records == asked.records
+
+
+def test_cells_without_a_network_or_a_trigger_are_done(tmp_path: Path, plant: Plant) -> None:
+    plant("skips", raises(NotApplicable("no")))
+    plant("spoils", spoil)
+    given: dict[str, Any] = {"defense": ("skips", "spoils"), "reactivate": True}
+    assert run(tmp_path, **given).reused == [False, False]
+    assert run(tmp_path, **given).reused == [True, True]
+    control: dict[str, Any] = {"attack": ("none",), "reactivate": True}
+    assert {record.reactivated for record in run(tmp_path, **control).records} == {None}
+    assert run(tmp_path, **control).reused == [True, True]
+
+
+def test_samples_are_of_the_training_split(tmp_path: Path) -> None:
+    victim = victim_of(tmp_path)
+    train, samples = victim.attack_context.train, victim.samples
+    assert len(samples) == 10
+    assert samples.labels.tolist() == [1] * 10  # the target
+    marked = triggered(victim.model.trigger, train.images[train.labels != 1])
+    assert {image.numpy().tobytes() for image in samples.images} <= {
+        image.numpy().tobytes() for image in marked
+    }
 
 
 # --- cells that do not finish -------------------------------------------------------------------
