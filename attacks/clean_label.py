@@ -13,19 +13,19 @@ while L2 noise against a robust surrogate redraws strokes. On CIFAR-10 the field
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from purebench import ATTACKS, AttackContext, CleanLabelAttack, Split, fit
+from purebench import ATTACKS, AttackContext, CleanLabelAttack, Split
 from purebench.data import to_float, to_uint8
-from purebench.model import reinitialise
-from purebench.seeding import derive, generator
+from purebench.seeding import generator
 from purebench.training import cross_entropy
 
 from ._pgd import Norm, pgd
+from ._surrogate import surrogate
 
 _CHUNK = 512  # images that are perturbed at once
 
@@ -91,13 +91,13 @@ class CleanLabel(CleanLabelAttack):
 
     def poison(self, ctx: AttackContext) -> tuple[Split, Tensor, nn.Module]:
         split, indices, trigger = super().poison(ctx)
-        surrogate = self.train_surrogate(ctx)
+        network = self.train_surrogate(ctx)
         fooled = torch.zeros((), dtype=torch.int64, device=ctx.device)
         with torch.no_grad():
             for part in indices.split(_CHUNK):
                 clean = ctx.train[part]
                 hard = pgd(
-                    surrogate,
+                    network,
                     to_float(clean.images),
                     clean.labels,
                     eps=self.eps / 255,
@@ -105,14 +105,13 @@ class CleanLabel(CleanLabelAttack):
                     steps=self.steps,
                     norm=self.norm,
                 )
-                fooled += (surrogate(hard).argmax(1) != clean.labels).sum()
+                fooled += (network(hard).argmax(1) != clean.labels).sum()
                 split.images[part] = to_uint8(trigger(hard))
         ctx.notes["surrogate_fooled_count"] = int(fooled)
         return split, indices, trigger
 
     def train_surrogate(self, ctx: AttackContext) -> nn.Module:
         """A network of the victim's kind with initial weights of its own, in evaluation mode."""
-        model = reinitialise(ctx.build(), derive(ctx.seed, "surrogate"))
         rng = generator(ctx.seed, "surrogate", "start", device=ctx.device)
         eps = self.eps / 255 / 2
 
@@ -130,13 +129,5 @@ class CleanLabel(CleanLabelAttack):
             )
             return cross_entropy(model.train(), hard, labels)
 
-        epochs = max(1, round(self.surrogate_share * ctx.recipe.epochs))
-        return fit(
-            model,
-            ctx.train,
-            replace(ctx.recipe, epochs=epochs),
-            seed=derive(ctx.seed, "surrogate", "training"),
-            progress=ctx.progress,
-            label="surrogate",
-            loss=robust if self.surrogate == "adversarial" else None,
-        )
+        loss = robust if self.surrogate == "adversarial" else None
+        return surrogate(ctx, self.surrogate_share, loss=loss)

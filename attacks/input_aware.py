@@ -17,14 +17,12 @@ not poisoned, each under the trigger of another such image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from purebench import (
     ATTACKS,
@@ -40,6 +38,7 @@ from purebench.errors import Diverged
 from purebench.seeding import generator, isolated
 from purebench.training import augment, precision
 
+from ._control import Autocast, Batch, adam, descend, drawn, floats, sgd, train
 from ._generators import EncoderDecoder, unit
 
 _JUDGED = 1024  # training images that the cross accuracy is measured on
@@ -127,15 +126,13 @@ class InputAware(Attack):
         return trigger.to(memory_format=torch.channels_last)
 
     def run(self, ctx: AttackContext) -> BackdooredModel:
-        count = self.poison_count(ctx.train.labels, ctx.goal, ctx.poison_rate)
-        order = torch.randperm(len(ctx.train), generator=ctx.generator("poisoned")).to(ctx.device)
-        poisoned, others = order[:count].sort().values, order[count:].sort().values
+        poisoned, others = indices = drawn(self, ctx)
         trigger = self._trigger(ctx.train.shape, ctx.generator("trigger")).to(ctx.device)
         model = ctx.build()
         self._train_masker(trigger, ctx)
-        self._train_both(model, trigger, poisoned, others, ctx)
-        drawn = torch.randperm(len(others), generator=ctx.generator("crossed"))[:_JUDGED]
-        judged = ctx.train[others[drawn.to(ctx.device)]]
+        self._train_both(model, trigger, indices, ctx)
+        order = torch.randperm(len(others), generator=ctx.generator("crossed"))[:_JUDGED]
+        judged = ctx.train[others[order.to(ctx.device)]]
         ctx.notes["cross_accuracy"] = cross_accuracy(model, trigger, judged)
         ctx.notes["cross_accuracy_count"] = len(judged)
         return BackdooredModel(model, trigger, ctx.goal, poisoned.cpu(), ctx.notes)
@@ -146,18 +143,18 @@ class InputAware(Attack):
         size = min(recipe.batch_size, len(ctx.train))
         steps = math.ceil(self.mask_share * recipe.epochs * len(ctx.train) / size)
         rng = generator(ctx.seed, "masker", device=ctx.device)
-        adam = _adam(trigger.masker, self.lr)
+        optimiser = adam(trigger.masker, self.lr)
         trigger.masker.train()
         total = torch.zeros((), device=ctx.device)
         with precision(recipe, ctx.device) as autocast:
             for step in range(steps):
-                drawn = torch.randint(len(ctx.train), (size,), generator=rng, device=ctx.device)
-                images = _floats(augment(ctx.train.images[drawn], recipe, rng))
+                chosen = torch.randint(len(ctx.train), (size,), generator=rng, device=ctx.device)
+                images = floats(augment(ctx.train.images[chosen], recipe, rng))
                 with autocast():
                     masks = trigger.masks(images)
                 excess = F.relu(masks - self.density).mean()
                 loss = 100 * excess + self.diversity * sameness(images, masks)
-                _descend(loss, {adam: recipe.lr_at(step, steps)})
+                descend(loss, {optimiser: recipe.lr_at(step, steps)})
                 total += loss.detach()
         if not total.isfinite():
             raise Diverged("input_aware: the loss of the mask network is not finite")
@@ -168,51 +165,27 @@ class InputAware(Attack):
         self,
         model: nn.Module,
         trigger: InputAwareTrigger,
-        poisoned: Tensor,
-        others: Tensor,
+        indices: tuple[Tensor, Tensor],
         ctx: AttackContext,
     ) -> None:
         """The classifier and the generator, each by an optimiser of its own, down one loss."""
         recipe, drawing = ctx.recipe, replace(ctx.recipe, lr=self.lr)
-        steps_per_epoch = math.ceil(len(ctx.train) / recipe.batch_size)
-        steps = recipe.epochs * steps_per_epoch
-        adam = _adam(trigger.generator, self.lr)
-        sgd = torch.optim.SGD(
-            model.parameters(),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            fused=True,
-        )
-        model.to(memory_format=torch.channels_last).train()
-        trigger.generator.train()
-        losses = []
-        with (
-            ctx.progress.bar("training", recipe.epochs, "epoch") as bar,
-            precision(recipe, ctx.device) as autocast,
-        ):
-            for epoch in range(recipe.epochs):
-                rng = generator(ctx.seed, "training", epoch, device=ctx.device)
-                total = torch.zeros((), device=ctx.device)
-                parts = mixed(poisoned, others, steps_per_epoch, rng)
-                for step, (first, rest) in enumerate(parts, epoch * steps_per_epoch):
-                    batch = ctx.train[torch.cat([first, rest])]
-                    images = _floats(augment(batch.images, recipe, rng))
-                    count = len(first)
-                    labels = batch.labels.clone()
-                    labels[:count] = ctx.goal.labels(labels[:count])
-                    with autocast():
-                        fed, alike = self._plant(images, count, trigger)
-                        loss = F.cross_entropy(model(fed), labels) + self.diversity * alike
-                    rates = {sgd: recipe.lr_at(step, steps), adam: drawing.lr_at(step, steps)}
-                    _descend(loss, rates)
-                    total += loss.detach()
-                losses.append(round(float(total) / steps_per_epoch, 6))
-                if not math.isfinite(losses[-1]):
-                    raise Diverged(f"training: the loss of epoch {epoch + 1} is {losses[-1]}")
-                bar.step(loss=losses[-1])
-        ctx.notes["loss_by_epoch"] = losses
-        model.eval()
+        classifying, generating = sgd(model, recipe), adam(trigger.generator, self.lr)
+
+        def learn(batch: Batch, autocast: Autocast) -> Tensor:
+            labels = batch.labels.clone()
+            labels[: batch.count] = ctx.goal.labels(labels[: batch.count])
+            with autocast():
+                fed, alike = self._plant(batch.images, batch.count, trigger)
+                loss = F.cross_entropy(model(fed), labels) + self.diversity * alike
+            rates = {
+                classifying: recipe.lr_at(batch.step, batch.steps),
+                generating: drawing.lr_at(batch.step, batch.steps),
+            }
+            descend(loss, rates)
+            return loss
+
+        train(model, trigger.generator, indices, ctx, learn)
         trigger.eval()
 
     def _plant(
@@ -233,18 +206,6 @@ class InputAware(Attack):
         return torch.cat(fed), sameness(images[:count], patterns)
 
 
-def mixed(
-    poisoned: Tensor, others: Tensor, count: int, rng: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sets of indices, shuffled, in ``count`` parts, each spread evenly over them."""
-    parts = []
-    for indices in (poisoned, others):
-        order = torch.randperm(len(indices), generator=rng, device=indices.device)
-        cuts = [len(indices) * part // count for part in range(1, count)]
-        parts.append(indices[order].tensor_split(cuts))
-    return zip(*parts, strict=True)
-
-
 @torch.no_grad()
 def cross_accuracy(model: nn.Module, trigger: InputAwareTrigger, judged: Split) -> float:
     """Share of images that are classified correctly under the trigger of their neighbour."""
@@ -255,22 +216,3 @@ def cross_accuracy(model: nn.Module, trigger: InputAwareTrigger, judged: Split) 
         marked = planted(images, trigger.patterns(givers), trigger.masks(givers))
         correct += int((model(marked).argmax(1) == judged.labels[part]).sum())
     return round(correct / len(judged), 6)
-
-
-def _floats(images: Tensor) -> Tensor:
-    return to_float(images.contiguous(memory_format=torch.channels_last))
-
-
-def _adam(network: nn.Module, lr: float) -> Optimizer:
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
-
-
-def _descend(loss: Tensor, rates: dict[Optimizer, float]) -> None:
-    """One step of each optimiser at its rate, from gradients of this loss alone."""
-    for optimiser, rate in rates.items():
-        optimiser.zero_grad(set_to_none=True)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-    loss.backward()
-    for optimiser in rates:
-        optimiser.step()

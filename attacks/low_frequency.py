@@ -13,16 +13,17 @@ network is of the victim's architecture and trained by the attack, for a few epo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from purebench import ATTACKS, AttackContext, PoisoningAttack, fit
+from purebench import ATTACKS, AttackContext, PoisoningAttack
 from purebench.data import to_float
-from purebench.seeding import derive, isolated
+
+from ._surrogate import clean_network
 
 _JUDGED = 1024  # training images that the perturbation's effect on the clean network is counted on
 
@@ -88,7 +89,8 @@ class LowFrequency(PoisoningAttack):
 
     def learn_trigger(self, trigger: nn.Module, ctx: AttackContext) -> None:
         assert isinstance(trigger, AdditiveTrigger)
-        model = self._clean_network(ctx)
+        epochs = min(self.epochs, math.ceil(ctx.recipe.epochs / 2))
+        model = clean_network(ctx, epochs, "clean network")
         _, height, width = ctx.train.shape
         rng = ctx.generator("perturbation")
         start = torch.randn(ctx.train.shape[0], self.waves, self.waves, generator=rng)
@@ -107,14 +109,6 @@ class LowFrequency(PoisoningAttack):
             images, wanted = self._sample(ctx, _JUDGED, rng)
             hits = int((model(trigger(images)).argmax(1) == wanted).sum())
         ctx.notes["clean_network_fooled"] = round(hits / max(1, len(images)), 6)
-
-    def _clean_network(self, ctx: AttackContext) -> nn.Module:
-        recipe = replace(ctx.recipe, epochs=min(self.epochs, math.ceil(ctx.recipe.epochs / 2)))
-        seed = derive(ctx.seed, "clean network")
-        with isolated(seed):
-            model = ctx.build()
-            fit(model, ctx.train, recipe, seed=seed, progress=ctx.progress, label="clean network")
-        return model.requires_grad_(False)
 
     def _sample(
         self, ctx: AttackContext, count: int, rng: torch.Generator

@@ -16,6 +16,7 @@ from purebench.attack import triggered
 from purebench.data import to_float
 from purebench.errors import Diverged
 
+control: Any = import_module("purebench.attacks._control")
 clean_label: Any = import_module("purebench.attacks.clean_label")
 input_aware: Any = import_module("purebench.attacks.input_aware")
 generators: Any = import_module("purebench.attacks._generators")
@@ -228,7 +229,7 @@ def test_sameness() -> None:
 @pytest.mark.parametrize(("poisoned", "others", "count"), [(60, 540, 5), (3, 97, 10), (1, 1, 1)])
 def test_mixed_spreads_both_sets_evenly(poisoned: int, others: int, count: int) -> None:
     sets = torch.arange(poisoned), torch.arange(poisoned, poisoned + others)
-    parts = list(input_aware.mixed(*sets, count, torch.Generator().manual_seed(0)))
+    parts = list(control.mixed(*sets, count, torch.Generator().manual_seed(0)))
     assert len(parts) == count
     for part, members in enumerate(sets):
         seen = [pair[part] for pair in parts]
@@ -271,7 +272,7 @@ def test_both_optimisers_see_the_gradients_of_one_step_alone() -> None:
     first, second = (nn.Parameter(torch.tensor(0.0)) for _ in range(2))
     rates = {torch.optim.SGD([first]): 0.5, torch.optim.SGD([second]): 0.25}
     for _ in range(3):
-        input_aware._descend(first + second, rates)
+        control.descend(first + second, rates)
     assert (first.item(), second.item()) == (-1.5, -0.75)
 
 
