@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from purebench.seeding import isolated
 
 
 class EncoderDecoder(nn.Module):
@@ -44,6 +48,16 @@ class EncoderDecoder(nn.Module):
 def _block(channels: int, out: int, stride: int = 1) -> nn.Module:
     convolution = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU())
+
+
+def depth(channels: int) -> int:
+    """Levels of a generator for images of so many channels: fewer for grey ones."""
+    return 2 if channels == 1 else 3
+
+
+def seeded(rng: torch.Generator) -> AbstractContextManager[None]:
+    """Inside, initial weights derive from ``rng`` alone."""
+    return isolated(int(torch.randint(2**62, (), generator=rng)))
 
 
 def unit(values: Tensor, sharpness: float = 1.0) -> Tensor:

@@ -35,11 +35,11 @@ from purebench import (
 )
 from purebench.data import to_float
 from purebench.errors import Diverged
-from purebench.seeding import generator, isolated
+from purebench.seeding import generator
 from purebench.training import augment, precision
 
 from ._control import Autocast, Batch, adam, descend, drawn, floats, sgd, train
-from ._generators import EncoderDecoder, unit
+from ._generators import EncoderDecoder, depth, seeded, unit
 
 _JUDGED = 1024  # training images that the cross accuracy is measured on
 
@@ -121,8 +121,8 @@ class InputAware(Attack):
         return self._trigger(shape, rng)
 
     def _trigger(self, shape: torch.Size, rng: torch.Generator) -> InputAwareTrigger:
-        with isolated(int(torch.randint(2**62, (), generator=rng))):
-            trigger = InputAwareTrigger(shape[0], self.width, levels=2 if shape[0] == 1 else 3)
+        with seeded(rng):
+            trigger = InputAwareTrigger(shape[0], self.width, levels=depth(shape[0]))
         return trigger.to(memory_format=torch.channels_last)
 
     def run(self, ctx: AttackContext) -> BackdooredModel:
