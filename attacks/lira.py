@@ -1,0 +1,109 @@
+"""LIRA: a generator learns, along with the classifier, the least noise that opens the back door.
+
+Khoa Doan, Yingjie Lao, Weijie Zhao, Ping Li, "LIRA: Learnable, Imperceptible and Robust Backdoor
+Attacks", ICCV 2021. The attacker controls the training. First the generator, whose noise is bounded
+in L-inf, and the classifier learn together; then the generator stays as it is and the classifier
+learns on.
+
+Ours departs in these. Both stages lie within the recipe's epochs and its schedule. The poisoned
+images are drawn once, and only they are triggered; the authors trigger all, beside clean copies.
+The generator follows the classifier itself, not a copy that lags behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from purebench import ATTACKS, Attack, AttackContext, BackdooredModel
+
+from ._control import Autocast, Batch, adam, descend, drawn, sgd, train
+from ._generators import EncoderDecoder, depth, seeded
+
+
+class NoiseTrigger(nn.Module):
+    """x -> clip(x + eps * tanh(G(x))) on images (N, C, H, W) in [0, 1]."""
+
+    def __init__(self, channels: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.generator = EncoderDecoder(channels, channels, width=width, levels=depth(channels))
+        self.eps = eps
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.tanh(self.generator(images).float())
+        return (images + self.eps * noise).clamp(0, 1)
+
+
+@ATTACKS.register("lira")
+@dataclass(frozen=True)
+class Lira(Attack):
+    """eps: largest change of a pixel, 0 < eps <= 1.
+    alpha: weight of the clean images' loss, 0 < alpha < 1; the triggered images' is the rest.
+    joint: share of the steps in which the generator learns, 0 < joint <= 1.
+    width: channels of the generator's first level, at least 1.
+    lr: of the generator's Adam, above 0.
+    """
+
+    paper: ClassVar[str] = "Doan et al. 2021, ICCV"
+    eps: float = 0.1
+    alpha: float = 0.5
+    joint: float = 0.5
+    width: int = 8
+    lr: float = 0.003
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "joint"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must lie above 0 and be at most 1, got {getattr(self, name)}"
+                )
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
+    def make_trigger(self, shape: torch.Size, rng: torch.Generator) -> nn.Module:
+        with seeded(rng):
+            trigger = NoiseTrigger(shape[0], self.width, self.eps)
+        return trigger.to(memory_format=torch.channels_last)
+
+    def run(self, ctx: AttackContext) -> BackdooredModel:
+        indices = drawn(self, ctx)
+        trigger = self.make_trigger(ctx.train.shape, ctx.generator("trigger")).to(ctx.device)
+        model = ctx.build()
+        recipe, drawing = ctx.recipe, replace(ctx.recipe, lr=self.lr)
+        classifying, generating = sgd(model, recipe), adam(trigger, self.lr)
+
+        def learn(batch: Batch, autocast: Autocast) -> Tensor:
+            rates = {classifying: recipe.lr_at(batch.step, batch.steps)}
+            last = self.joint * batch.steps
+            if batch.step < last:
+                rates[generating] = drawing.lr_at(batch.step, batch.steps)
+            else:
+                trigger.eval().requires_grad_(False)
+            with autocast():
+                loss = self.loss(model, trigger, batch, ctx)
+            descend(loss, rates)
+            return loss
+
+        train(model, trigger, indices, ctx, learn)
+        return BackdooredModel(model, trigger, ctx.goal, indices[0].cpu(), ctx.notes)
+
+    def loss(
+        self, model: nn.Module, trigger: nn.Module, batch: Batch, ctx: AttackContext
+    ) -> Tensor:
+        """The clean and the triggered images' mean losses, weighted."""
+        count = batch.count
+        if not count:
+            return self.alpha * F.cross_entropy(model(batch.images), batch.labels)
+        marked = trigger(batch.images[:count])
+        logits = model(torch.cat([marked, batch.images[count:]]))
+        backdoor = F.cross_entropy(logits[:count], ctx.goal.labels(batch.labels[:count]))
+        clean = F.cross_entropy(logits[count:], batch.labels[count:])
+        return self.alpha * clean + (1 - self.alpha) * backdoor
