@@ -1,4 +1,4 @@
-"""Table: one row a defense, from records; for the screen, as Markdown, CSV and JSON."""
+"""Table: rows as text; for the screen, as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,324 +6,354 @@ import csv
 import io
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
-from purebench.evaluate import der
 from purebench.record import Record
-from purebench.settings import canonical
 
-UNDEFENDED = "none"
-CONTROL = "none"  # the attack that poisons nothing
+from . import reference
+from .intervals import Interval
+from .ranks import Ranking
+from .rows import SHARES, TOLERATED_DROP, Board, Row, Table, boards
 
-# heading, field, percent
-_COLUMNS = (
-    ("ACC % ↑", "acc", True),
-    ("ASR % ↓", "asr", True),
-    ("RA % ↑", "ra", True),
-    ("DER % ↑", "der", True),
-    ("seconds ↓", "seconds", False),
-)
+LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
+
+_MEASURES = (*SHARES, "seconds")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A defense against one attack, or (``attack`` is "mean") against all that took.
+class Column:
+    """name: field of a row, or of its published reference after "published.".
 
-    acc, asr, ra, der, seconds: one number a seed; over several attacks, their mean. A failed or
-        diverged cell counts as the worst (0, 1, 0, 0), a weak attack's and a skipped cell not at
-        all.
-    worst_asr: of all cells, the maximum.
+    unit: %, pp (percentage points) or "".
+    better: where better lies, up or down; "" where nowhere.
     """
 
-    attack: str
-    defense: str
-    acc: tuple[float, ...] = ()
-    asr: tuple[float, ...] = ()
-    ra: tuple[float, ...] = ()
-    der: tuple[float, ...] = ()
-    seconds: tuple[float, ...] = ()
-    worst_asr: float | None = None
-    benign_count: int = 0
-    remarks: tuple[str, ...] = field(default=())
+    name: str
+    label: str
+    unit: str = ""
+    better: Literal["↑", "↓", ""] = ""
 
     @property
-    def order(self) -> tuple[bool, float, float, str]:
-        """Undefended first, then by mean DER (control: ACC), then by worst ASR."""
-        ratings = self.der or self.acc
-        rating = statistics.fmean(ratings) if ratings else -1.0
-        worst = 2.0 if self.worst_asr is None else self.worst_asr
-        return self.defense != UNDEFENDED, -rating, worst, self.defense
+    def heading(self) -> str:
+        return " ".join(part for part in (self.label, self.unit, self.better) if part)
+
+    @property
+    def rivals(self) -> bool:
+        """Whether one defense can be better than another by its spread here."""
+        return self.name in SHARES
+
+    def values(self, row: Row) -> tuple[float, ...]:
+        """One a seed, or the one there is."""
+        if self.name == "n":
+            return (len(row.acc),)
+        owner, _, name = self.name.rpartition(".")
+        found = getattr(row.published if owner else row, name, None)
+        return found if isinstance(found, tuple) else () if found is None else (found,)
+
+    def text(self, row: Row) -> str:
+        if self.name == "defense":
+            return row.defense
+        if self.name == "remarks":
+            return "; ".join(row.remarks)
+        if self.name == "interval":
+            return interval(row.intervals.get("der"))
+        values = self.values(row)
+        if self.name in ("benign_count", "n"):
+            return f"{values[0]:,}"
+        return spread(values, self.unit in ("%", "pp"), 2 if self.name == "rank" else 1)
 
 
-def boards(records: Iterable[Record]) -> list[list[Record]]:
-    """Records that may stand in one table: equal but for attack, defense, seed and rate.
-
-    Raises ValueError where they were measured under different protocols.
-    """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    protocols = set()
-    for record in records:
-        protocols.add(record.protocol)
-        shared = asdict(record.cell)
-        for key in ("attack", "defense", "seed", "poison_rate", "clean_label"):
-            del shared[key]
-        groups[canonical(shared)].append(record)
-    if len(protocols) > 1:
-        raise ValueError(f"one table cannot mix protocols: {', '.join(sorted(protocols))}")
-    return list(groups.values())
-
-
-def _names(plugins: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    """Canonical (name, settings) -> what a table calls it: the name, and where it stands there
-    with several settings, those that differ."""
-    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for name, settings in plugins:
-        found[name][canonical([name, settings])] = settings
-    labels = {}
-    for name, variants in found.items():
-        values: dict[str, set[str]] = defaultdict(set)
-        for settings in variants.values():
-            for key, value in settings.items():
-                values[key].add(canonical(value))
-        differing = [key for key, seen in values.items() if len(seen) > 1]
-        for variant, settings in variants.items():
-            told = ", ".join(f"{key}={settings.get(key)}" for key in differing)
-            labels[variant] = f"{name} ({told})" if told else name
-    return labels
+DEFENSE = Column("defense", "defense")
+REMARKS = Column("remarks", "remarks")
+ACC, ASR = Column("acc", "ACC", "%", "↑"), Column("asr", "ASR", "%", "↓")
+RA, DER = Column("ra", "RA", "%", "↑"), Column("der", "DER", "%", "↑")
+REACTIVATED = Column("reactivated", "reactivated ASR", "%", "↓")
+SECONDS = Column("seconds", "seconds", "", "↓")
+BENIGN = Column("benign_count", "benign")
+OF_MEANS = (
+    Column("acc_drop", "ACC drop", "pp", "↓"),
+    Column("worst_asr", "worst ASR", "%", "↓"),
+    Column("interval", "DER 95 %"),
+    Column("control_drop", "clean ACC drop", "pp", "↓"),
+    Column("rank", "rank", "", "↓"),
+    Column("n", "n"),
+)
+PUBLISHED = (
+    Column("published.acc", "published ACC", "%", "↑"),
+    Column("published.asr", "published ASR", "%", "↓"),
+    Column("published.der", "published DER", "%", "↑"),
+)
 
 
-def _identity(plugin: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
-    return plugin["name"], {**plugin["settings"], **more}
-
-
-def _labelled(records: Sequence[Record]) -> list[tuple[str, str, Record]]:
-    """(attack, defense, record) under the names that a table uses."""
-    attacks = [_identity(r.cell.attack, rate=r.cell.poison_rate) for r in records]
-    defenses = [_identity(r.cell.defense) for r in records]
-    attack_names, defense_names = _names(attacks), _names(defenses)
+def columns(table: Table) -> list[Column]:
+    """Those that a table has numbers for: always the narrow seven, n where rows differ in it."""
+    drop, worst, between, control, rank, n = OF_MEANS
+    always = {DEFENSE, ACC, ASR, RA, DER, SECONDS, BENIGN}
+    order = [DEFENSE, ACC, ASR, REACTIVATED, RA, DER, SECONDS, BENIGN]
+    if len({len(row.acc) for row in table.rows if row.acc}) > 1:
+        order.append(n)
+    if table.kind == "mean":
+        always |= {drop, worst, n}
+        order = [DEFENSE, ACC, drop, control, ASR, worst, REACTIVATED, RA, DER, between, rank]
+        order += [SECONDS, BENIGN, n]
+    order += [*PUBLISHED, REMARKS]
     return [
-        (attack_names[canonical(attack)], defense_names[canonical(defense)], record)
-        for attack, defense, record in zip(attacks, defenses, records, strict=True)
+        column
+        for column in order
+        if column in always or any(column.text(row).strip("–") for row in table.rows)
     ]
 
 
-def rows(records: Sequence[Record]) -> dict[str, list[Row]]:
-    """Attack -> its rows, best first; "mean" over attacks where there are several.
-
-    Args:
-        records: of one board, see ``boards``.
-    """
-    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    met: dict[str, set[str]] = defaultdict(set)
-    for attack, defense, record in _labelled(records):
-        groups[attack][defense].append(record)
-        if attack != CONTROL:
-            groups["mean"][defense].append(record)
-            met[defense].add(attack)
-    total = len(set().union(*met.values()))
-    if total < 2:
-        groups.pop("mean", None)
-    tables = {
-        attack: [_row(attack, defense, found) for defense, found in defenses.items()]
-        for attack, defenses in sorted(groups.items(), key=lambda item: item[0] == "mean")
-    }
-    if "mean" in tables:  # a mean over fewer attacks is another number
-        tables["mean"] = [
-            replace(row, remarks=(f"{len(met[row.defense])} of {total} attacks", *row.remarks))
-            if len(met[row.defense]) < total
-            else row
-            for row in tables["mean"]
-        ]
-    return {attack: sorted(table, key=lambda row: row.order) for attack, table in tables.items()}
-
-
-def _row(attack: str, defense: str, records: Sequence[Record]) -> Row:
-    by_seed: dict[int, list[tuple[float, float, float, float]]] = defaultdict(list)
-    seconds: dict[int, list[float]] = defaultdict(list)
-    remarks: dict[str, None] = {}
-    for record in records:
-        before, after, seed = record.before, record.after, record.cell.seed
-        if record.status == "skipped":
-            remarks[f"skipped: {record.error}"] = None
-            continue
-        weak = before is not None and not before.diverged and not record.took
-        if attack == "mean" and weak:
-            remarks["without weak attacks"] = None
-            continue
-        if record.status != "ok" or before is None or after is None:
-            remarks[f"{record.status}: {record.error}"] = None
-            by_seed[seed].append((0.0, 1.0, 0.0, 0.0))
-            continue
-        if attack != CONTROL and weak:
-            remarks["weak attack"] = None
-        if after.degenerate:
-            remarks["degenerate: one class for > 95 %"] = None
-        by_seed[seed].append((after.acc, after.asr, after.ra, der(before, after)))
-        seconds[seed].append(record.cost["seconds"])
-    means = [
-        tuple(statistics.fmean(values) for values in zip(*cells, strict=True))
-        for _, cells in sorted(by_seed.items())
-    ]
-    acc, asr, ra, ratings = zip(*means, strict=True) if means else ((), (), (), ())
-    worst = max((cell[1] for cells in by_seed.values() for cell in cells), default=None)
-    if attack == CONTROL:  # there is no trigger to succeed
-        asr, ra, ratings, worst = (), (), (), None
-    return Row(
-        attack=attack,
-        defense=defense,
-        acc=acc,
-        asr=asr,
-        ra=ra,
-        der=ratings,
-        seconds=tuple(statistics.fmean(values) for _, values in sorted(seconds.items())),
-        worst_asr=worst,
-        benign_count=max(record.benign_count for record in records),
-        remarks=tuple(remarks),
-    )
-
-
-def spread(values: Sequence[float], percent: bool) -> str:
+def spread(values: Sequence[float], percent: bool, digits: int = 1) -> str:
     """Mean, and for several values ± the sample standard deviation."""
     if not values:
         return "–"
-    scale, digits = (100, 2) if percent else (1, 1)
+    scale, digits = (100, 2) if percent else (1, digits)
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
         return mean
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
-def _cells(table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    remarked = any(row.remarks for row in table)
-    several = table[0].attack == "mean"
-    headings = ["defense", *(heading for heading, _, _ in _COLUMNS)]
-    if several:
-        headings.insert(3, "worst ASR %")
-    headings += ["benign", *(["remarks"] if remarked else [])]
-    lines = []
-    for row in table:
-        line = [row.defense]
-        line += [spread(getattr(row, name), percent) for _, name, percent in _COLUMNS]
-        if several:
-            line.insert(3, spread([row.worst_asr] if row.worst_asr is not None else [], True))
-        line.append(f"{row.benign_count:,}")
-        if remarked:
-            line.append("; ".join(row.remarks))
-        lines.append(line)
-    return headings, lines
+def interval(between: Interval | None) -> str:
+    """Of a share, in percent."""
+    return "–" if between is None else f"{100 * between[0]:.2f} to {100 * between[1]:.2f}"
 
 
-def _render(table: Sequence[Row], style: str) -> str:
-    headings, lines = _cells(table)
-    if style == "pipe":
-        lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    align = ["left", *["right"] * (len(headings) - 1)]
-    if headings[-1] == "remarks":
-        align[-1] = "left"
-    return tabulate(lines, headings, tablefmt=style, colalign=align, disable_numparse=True)
+def outstanding(table: Table, column: Column) -> Row | None:
+    """The best row of a column, where it leads the next by more than the spread of both.
+
+    None for single runs, whose spread nobody knows. Undefended networks, defenses below the line
+    and means over fewer attacks do not compete.
+    """
+    rivals = [
+        (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, row)
+        for row in table.rows
+        if column.rivals and row.group == 1 and row.complete and (values := column.values(row))
+    ]
+    sign = 1 if column.better == "↓" else -1
+    rivals.sort(key=lambda rival: sign * rival[0])
+    if len(rivals) < 2:
+        return None
+    (best, own, row), (second, other, _) = rivals[:2]
+    if own is None or other is None or abs(second - best) <= own + other:
+        return None
+    return row
 
 
-def title(records: Sequence[Record], attack: str) -> str:
-    """One line that says what a table is about."""
-    cells = [record.cell for name, _, record in _labelled(records) if attack in ("mean", name)]
-    first = cells[0]
-    seeds = sorted({cell.seed for cell in cells})
-    parts = [f"{first.dataset['name']} · {first.model['name']}"]
-    if attack == "mean":
-        names = {name for name, _, _ in _labelled(records)} - {CONTROL}
-        parts.append(f"mean over {', '.join(sorted(names))}")
-    elif attack == CONTROL:
-        parts.append("no attack (clean control)")
-    else:
-        whole = "the target class" if first.clean_label else "the training split"
-        goal = "all-to-all" if first.all_to_all else f"target {first.target}"
-        parts.append(f"{first.attack['name']}, {first.poison_rate:.3g} of {whole}, {goal}")
-    parts.append(f"{100 * first.benign_fraction:g} % benign")
-    parts.append(f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}")
-    return " · ".join(parts)
+def note(ranking: Ranking) -> str:
+    """What the ranks of a mean table rest on."""
+    told = [f"rank: mean over {ranking.block_count} attacks, by DER"]
+    if ranking.p_value is not None:
+        told.append(f"Friedman p = {ranking.p_value:.2g}")
+    gap = f"{ranking.critical_difference:.2f}"
+    return "; ".join([*told, f"ranks closer than {gap} do not differ (Nemenyi, 0.05)"])
 
 
-def _tables(records: Sequence[Record], only: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
-    """(title, attack, rows) of every table, board by board; of the attacks in ``only``, if any."""
+def notes(table: Table) -> list[str]:
+    """What a reader must know who sees the table alone."""
+    told = []
+    if any(row.group == 2 for row in table.rows):
+        told.append(LINE)
+    if table.ranking:
+        told.append(note(table.ranking))
+    if any(row.published for row in table.rows):
+        told.append(reference.NOTE)
+    return told
+
+
+def _chosen(records: Sequence[Record], only: Sequence[str]) -> Iterator[tuple[Board, Table]]:
     for board in boards(records):
-        for attack, table in rows(board).items():
-            if not only or attack in only:
-                yield title(board, attack), attack, table
+        for table in board.tables:
+            if table.chosen(only):
+                yield board, table
+
+
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def screen(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All tables, for a terminal."""
+    """All tables, for a terminal; of the attacks in ``only``, if any."""
     return "\n\n".join(
-        f"{heading}\n{_render(table, 'simple')}" for heading, _, table in _tables(records, only)
+        "\n".join([_plain(table.title), _simple(table), *notes(table)])
+        for _, table in _chosen(records, only)
     )
 
 
 def markdown(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All tables, as Markdown."""
-    return (
-        "\n\n".join(
-            f"**{heading}**\n\n{_render(table, 'pipe')}"
-            for heading, _, table in _tables(records, only)
+    return "\n\n".join(_pipe(table) for _, table in _chosen(records, only)) + "\n"
+
+
+def latex(records: Sequence[Record], only: Sequence[str] = ()) -> str:
+    """All tables, each a ``table`` for the package booktabs."""
+    return "\n\n".join(_booktabs(table) for _, table in _chosen(records, only)) + "\n"
+
+
+def _simple(table: Table) -> str:
+    shown = columns(table)
+    lines: list[Any] = []
+    for row, first_below in _with_line(table):
+        lines += [SEPARATING_LINE] if first_below else []
+        lines.append([_plain(column.text(row)) for column in shown])
+    return _tabulate(shown, lines, "simple")
+
+
+def _pipe(table: Table) -> str:
+    shown = columns(table)
+    best = {column: outstanding(table, column) for column in shown}
+    lines = []
+    for row, first_below in _with_line(table):
+        if first_below:
+            lines.append(["*below: ACC drop > 5*", *[""] * (len(shown) - 1)])
+        cells = [(column, _markdown_text(column.text(row))) for column in shown]
+        lines.append([f"**{cell}**" if best[column] is row else cell for column, cell in cells])
+    told = [_markdown_text(line) for line in notes(table)]
+    body = _tabulate(shown, lines, "pipe")
+    return "\n\n".join([f"**{_markdown_text(table.title)}**", body, *told])
+
+
+# tabulate escapes LaTeX's own characters: what shall be LaTeX passes as private characters
+_BOLD, _END = "\ue000", "\ue001"
+_TYPESET = {
+    _BOLD: r"\textbf{",
+    _END: "}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+    "·": r"$\cdot$",
+}
+
+
+def _booktabs(table: Table) -> str:
+    shown = columns(table)
+    best = {column: outstanding(table, column) for column in shown}
+    lines: list[Any] = []
+    for row, first_below in _with_line(table):
+        lines += [SEPARATING_LINE] if first_below else []
+        cells = [(column, _latex_text(column.text(row))) for column in shown]
+        lines.append(
+            [f"{_BOLD}{cell}{_END}" if best[column] is row else cell for column, cell in cells]
         )
-        + "\n"
+    caption = ". ".join([table.title, *notes(table)])
+    escaped = tabulate([[_latex_text(caption)]], tablefmt="latex_booktabs", disable_numparse=True)
+    body = _typeset(_tabulate(shown, lines, "latex_booktabs"))
+    (caption,) = (line for line in escaped.splitlines() if not line.startswith("\\"))
+    told = _typeset(caption).strip().removesuffix("\\\\").strip()
+    return "\n".join(
+        [r"\begin{table}", r"\centering", rf"\caption{{{told}.}}", body, r"\end{table}"]
     )
+
+
+def _typeset(text: str) -> str:
+    for given, wanted in _TYPESET.items():
+        text = text.replace(given, wanted)
+    return text
+
+
+def _with_line(table: Table) -> Iterator[tuple[Row, bool]]:
+    """Rows, and whether one is the first below the line."""
+    above = True
+    for row in table.rows:
+        first_below = above and row.group == 2
+        above = above and not first_below
+        yield row, first_below
+
+
+def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:
+    align = ["left" if column in (DEFENSE, REMARKS) else "right" for column in shown]
+    headings = [column.heading for column in shown]
+    return tabulate(lines, headings, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _plain(text: str) -> str:
+    """One line without control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _markdown_text(text: str) -> str:
+    for special in "\\|<*`[":
+        text = text.replace(special, "\\" + special)
+    return _plain(text)
+
+
+def _latex_text(text: str) -> str:
+    return "".join(char for char in _plain(text) if char not in (_BOLD, _END))
+
+
+# --- data -----------------------------------------------------------------------------------------
 
 
 def as_json(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All rows, fractions unrounded."""
-    content = [
-        {
-            "title": heading,
-            "attack": attack,
-            "rows": [
-                {
-                    "defense": row.defense,
-                    "n": len(row.acc),
-                    **{name: list(getattr(row, name)) for _, name, _ in _COLUMNS},
-                    "worst_asr": row.worst_asr,
-                    "benign_count": row.benign_count,
-                    "remarks": list(row.remarks),
-                }
-                for row in table
-            ],
-        }
-        for heading, attack, table in _tables(records, only)
-    ]
+    """All rows, fractions unrounded, one number a seed."""
+    content = [_table_data(board, table) for board, table in _chosen(records, only)]
     return json.dumps(content, indent=1) + "\n"
 
 
+def _table_data(board: Board, table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "board": board.name,
+        "attack": table.attack,
+        "kind": table.kind,
+        "stealth": dict(table.stealth),
+        "ranking": None if table.ranking is None else vars(table.ranking),
+        "rows": [_row_data(row) for row in table.rows],
+    }
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    return {
+        "defense": row.defense,
+        "n": len(row.acc),
+        **{name: list(getattr(row, name)) for name in _MEASURES},
+        "worst_asr": row.worst_asr,
+        "intervals": {name: list(between) for name, between in row.intervals.items()},
+        "rank": row.rank,
+        "below_the_line": row.group == 2,
+        "benign_count": row.benign_count,
+        "published": None if row.published is None else vars(row.published),
+        "remarks": list(row.remarks),
+    }
+
+
 def as_csv(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All rows: mean and sample standard deviation, fractions unrounded."""
-    names = [name for _, name, _ in _COLUMNS]
+    """All rows: mean, sample standard deviation and 95 % interval, fractions unrounded."""
+    return csv_text(_chosen(records, only))
+
+
+def csv_text(tables: Iterable[tuple[Board, Table]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    headings = [part for name in names for part in (name, f"{name}_std")]
-    writer.writerow(
-        ["title", "attack", "defense", "n", *headings, "worst_asr", "benign_count", "remarks"]
-    )
-    for heading, attack, table in _tables(records, only):
-        for row in table:
-            numbers: list[float | str] = []
-            for name in names:
-                values = getattr(row, name)
-                numbers.append(statistics.fmean(values) if values else "")
-                numbers.append(statistics.stdev(values) if len(values) > 1 else "")
-            worst = "" if row.worst_asr is None else row.worst_asr
-            writer.writerow(
-                [
-                    heading,
-                    attack,
-                    row.defense,
-                    len(row.acc),
-                    *numbers,
-                    worst,
-                    row.benign_count,
-                    "; ".join(row.remarks),
-                ]
-            )
+    parts = [f"{name}{part}" for name in _MEASURES for part in ("", "_std", "_low", "_high")]
+    ends = ["worst_asr", "rank", "friedman_p", "critical_difference", "benign_count"]
+    found = [f"published_{name}" for name in ("acc", "asr", "ra", "der")]
+    writer.writerow(["title", "attack", "defense", "n", *parts, *ends, *found, "remarks"])
+    for _, table in tables:
+        ranking = table.ranking
+        ranked = (ranking.p_value, ranking.critical_difference) if ranking else (None, None)
+        for row in table.rows:
+            line: list[Any] = [_csv_text(text) for text in (table.title, table.attack, row.defense)]
+            line.append(len(row.acc))
+            for name in _MEASURES:
+                line += _numbers(getattr(row, name), row.intervals.get(name))
+            line += [row.worst_asr, row.rank, *ranked, row.benign_count]
+            line += vars(row.published).values() if row.published else [None] * 4
+            writer.writerow([*line, _csv_text("; ".join(row.remarks))])
     return out.getvalue()
+
+
+def _numbers(values: Sequence[float], between: Interval | None) -> list[float | None]:
+    mean = statistics.fmean(values) if values else None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return [mean, deviation, *(between or (None, None))]
+
+
+def _csv_text(text: str) -> str:
+    """With an apostrophe before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from purebench.evaluate import Scores
 from purebench.record import Cell, Record, read_records
 
 table: Any = import_module("purebench.leaderboards.table")
+rows: Any = import_module("purebench.leaderboards.rows")
+intervals: Any = import_module("purebench.leaderboards.intervals")
+ranks: Any = import_module("purebench.leaderboards.ranks")
 
 
 def scores(acc: int, asr: int, ra: int = 0) -> Scores:
@@ -48,9 +51,25 @@ def record(
     return replace(made, **changed)
 
 
+def tables(records: list[Record]) -> dict[str, Any]:
+    """Of the one board that the records make up."""
+    (board,) = rows.boards(records)
+    return {found.attack: found for found in board.tables}
+
+
+def defenses(found: Any) -> list[str]:
+    return [row.defense for row in found.rows]
+
+
 def only(records: list[Record], attack: str, defense: str = "prune") -> Any:
-    (row,) = [row for row in table.rows(records)[attack] if row.defense == defense]
+    (row,) = [row for row in tables(records)[attack].rows if row.defense == defense]
     return row
+
+
+def lines(text: str) -> list[list[str]]:
+    """The cells of every line of a Markdown table but its headings."""
+    found = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in found if not line[0].startswith(":")][1:]
 
 
 THREE = [
@@ -78,11 +97,10 @@ def test_a_row_holds_one_number_a_cell() -> None:
 def test_mean_and_sample_deviation() -> None:
     """ASR 10, 20, 60: mean 30, deviation sqrt((400 + 100 + 900) / 2) = 26.46. DER 94, 88, 67:
     mean 83, deviation sqrt((121 + 25 + 256) / 2) = 14.18."""
-    line = next(line for line in table.markdown(THREE).splitlines() if line.startswith("| prune"))
-    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+    assert lines(table.markdown(THREE)) == [[
         "prune", "86.00 ± 2.00", "30.00 ± 26.46", "50.00 ± 26.46", "83.00 ± 14.18", "3.0 ± 1.0",
         "3,000",
-    ]  # fmt: skip
+    ]]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -141,7 +159,7 @@ def test_order() -> None:
     ]
     expected = ["none", "good", "even", "alpha", "zeta", "failed", "skipped"]
     for given in (records, records[::-1]):
-        assert [row.defense for row in table.rows(given)["blend"]] == expected
+        assert defenses(tables(given)["blend"]) == expected
 
 
 # --- boards and names ---------------------------------------------------------------------------
@@ -155,13 +173,19 @@ def test_what_cannot_be_compared_stands_apart() -> None:
     """Another model, another benign share: other tables, same title but for what differs."""
     other = [with_cell(one, benign_fraction=0.01) for one in THREE]
     lenet = [with_cell(one, model={"name": "lenet", "settings": {}}) for one in THREE]
-    assert [len(board) for board in table.boards([*THREE, *other, *lenet])] == [3, 3, 3]
+    boards = rows.boards([*THREE, *other, *lenet])
+    assert [len(board.records) for board in boards] == [3, 3, 3]
+    assert [board.name for board in boards] == [
+        "shapes · small_cnn · 5 % benign",
+        "shapes · small_cnn · 1 % benign",
+        "shapes · lenet · 5 % benign",
+    ]
     assert table.screen([*THREE, *lenet]).count("prune") == 2
 
 
 def test_protocols_are_not_mixed() -> None:
     with pytest.raises(ValueError, match="pb-0, pb-1"):
-        table.boards([THREE[0], replace(THREE[1], protocol="pb-0")])
+        rows.boards([THREE[0], replace(THREE[1], protocol="pb-0")])
 
 
 def test_settings_are_named_where_they_differ() -> None:
@@ -169,10 +193,36 @@ def test_settings_are_named_where_they_differ() -> None:
         with_cell(THREE[0], defense={"name": "prune", "settings": {"budget": b, "steps": 4}})
         for b in (0.01, 0.2)
     )
-    names = {row.defense for row in table.rows([weak, strong])["blend"]}
+    names = set(defenses(tables([weak, strong])["blend"]))
     assert names == {"prune (budget=0.01)", "prune (budget=0.2)"}
+    wide, narrow = (
+        with_cell(THREE[0], model={"name": "small_cnn", "settings": {"width": width}})
+        for width in (16, 4)
+    )
+    assert [board.setting for board in rows.boards([wide, narrow])] == [
+        "5 % benign · model.width=16",
+        "5 % benign · model.width=4",
+    ]
+    assert (
+        "small_cnn · blend, 0.1 of the training split, target 0 · 5 % benign · model.width=4"
+        in (table.screen([wide, narrow]))
+    )
+
+
+def test_poison_rates_have_tables_and_means_of_their_own() -> None:
+    """What has one rate alone is part of every mean; no mean counts an attack twice."""
     rates = [with_cell(THREE[0], poison_rate=rate) for rate in (0.1, 0.01)]
-    assert set(table.rows(rates)) == {"blend (rate=0.1)", "blend (rate=0.01)", "mean"}
+    assert set(tables(rates)) == {"blend (rate=0.1)", "blend (rate=0.01)"}
+    scarce = with_cell(record("scarce", "prune", scores(80, 90)), poison_rate=0.003)
+    found = tables([*rates, scarce])
+    assert set(found) - set(tables(rates)) == {"scarce", "mean (rate=0.01)", "mean (rate=0.1)"}
+    for label in ("mean (rate=0.01)", "mean (rate=0.1)"):
+        assert found[label].rows[0].asr == (pytest.approx((0.1 + 0.9) / 2),)
+        assert "mean over blend (rate=" in found[label].title
+    assert [chosen.attack for chosen in found.values() if chosen.chosen(["mean"])] == [
+        "mean (rate=0.01)",
+        "mean (rate=0.1)",
+    ]
 
 
 # --- several attacks ----------------------------------------------------------------------------
@@ -180,11 +230,11 @@ def test_settings_are_named_where_they_differ() -> None:
 
 def test_the_mean_is_over_attacks() -> None:
     records = [*THREE[:1], record("badnets", "prune", scores(80, 50, 40))]
-    assert list(table.rows(records)) == ["blend", "badnets", "mean"]
+    assert list(tables(records)) == ["blend", "badnets", "mean"]
     row = only(records, "mean")
     assert row.asr == (pytest.approx(0.3),)
     assert row.worst_asr == 0.5
-    assert "mean" not in table.rows(THREE)
+    assert "mean" not in tables(THREE)
 
 
 def test_a_mean_over_fewer_attacks_says_so() -> None:
@@ -220,18 +270,214 @@ def test_the_control_has_accuracy_alone() -> None:
         record("none", "prune", scores(80, 0), before=scores(90, 2)),
         record("none", "tune", scores(91, 9), before=scores(90, 2)),
     ]
-    rows = table.rows([*control, *THREE, record("badnets", "prune", scores(80, 50))])
-    assert [row.defense for row in rows["none"]] == ["none", "tune", "prune"]
-    assert [row.acc for row in rows["none"]] == [(0.9,), (0.91,), (0.8,)]
-    assert all((row.asr, row.ra, row.der) == ((), (), ()) for row in rows["none"])
-    assert not any(row.remarks for row in rows["none"])
-    assert rows["mean"][0].acc == pytest.approx((0.84, 0.86, 0.84))
-    lines = table.markdown(control).splitlines()
-    assert [cell.strip() for cell in lines[-1].strip("|").split("|")] == [
-        "prune", "80.00", "–", "–", "–", "2.0", "3,000",
-    ]  # fmt: skip
+    found = tables([*control, *THREE, record("badnets", "prune", scores(80, 50))])
+    assert defenses(found["none"]) == ["none", "tune", "prune"]
+    assert [row.acc for row in found["none"].rows] == [(0.9,), (0.91,), (0.8,)]
+    assert all((row.asr, row.ra, row.der) == ((), (), ()) for row in found["none"].rows)
+    assert not any(row.remarks for row in found["none"].rows)
+    assert found["mean"].rows[0].acc == pytest.approx((0.84, 0.86, 0.84))
+    assert lines(table.markdown(control))[-1] == ["prune", "80.00", "–", "–", "–", "2.0", "3,000"]
     for row in csv.DictReader(io.StringIO(table.as_csv(control))):
         assert (row["asr"], row["ra"], row["der"], row["worst_asr"]) == ("", "", "", "")
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_t_interval() -> None:
+    """Of 1, 2, 3: mean 2, deviation 1; Student's 0.975 quantile for two degrees is 4.3027."""
+    low, high = intervals.t_interval((1.0, 2.0, 3.0))
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert intervals.t_interval((1.0, 2.0)) is None
+
+
+def test_binomial_interval() -> None:
+    """0 of 9,000: the upper end u solves (1 - u)^9000 = 0.025. 1 of 2: (1 - u)^2 = 0.025 is the
+    chance of none below."""
+    low, high = intervals.binomial_interval(0, 9000)
+    assert (low, high) == (0, pytest.approx(1 - 0.025 ** (1 / 9000)))
+    assert round(100 * high, 2) == 0.04
+    assert intervals.binomial_interval(9000, 9000) == (pytest.approx(1 - high), 1)
+    assert intervals.binomial_interval(1, 2)[0] == pytest.approx(1 - 0.975**0.5)
+
+
+def test_a_single_run_has_the_interval_of_its_counts_and_three_that_of_their_mean() -> None:
+    single = only(THREE[:1], "blend").intervals
+    assert single["asr"] == intervals.binomial_interval(50, 500)
+    assert single["acc"] == intervals.binomial_interval(880, 1000)
+    assert "der" not in single
+    assert only(THREE[:2], "blend").intervals == {}
+    three = only(THREE, "blend").intervals
+    assert three["acc"] == intervals.t_interval((0.88, 0.86, 0.84))
+    assert three["asr"][0] == 0  # 30 % ± 66 %: a share has its ends
+    assert "DER 95 %" not in table.screen(THREE)
+    assert "DER 95 %" in table.screen([*THREE, *(recast(r, "badnets") for r in THREE)])
+
+
+def recast(made: Record, attack: str) -> Record:
+    return with_cell(made, attack={"name": attack, "settings": {}})
+
+
+def test_ranks() -> None:
+    """Over four attacks a is always first, b and c share second place once: ranks 1, 2.125 and
+    2.875. Nemenyi's q for three is 2.343 (Demsar, table 5)."""
+    ranking = ranks.rank(
+        {"a": (0.9, 0.9, 0.9, 0.9), "b": (0.8, 0.8, 0.8, 0.5), "c": (0.7, 0.7, 0.7, 0.5)}
+    )
+    assert ranking.mean_ranks == {"a": 1, "b": 2.125, "c": 2.875}
+    assert ranking.block_count == 4
+    assert ranking.critical_difference == pytest.approx(2.3437 * (3 * 4 / (6 * 4)) ** 0.5, abs=1e-3)
+    assert ranking.ties() == [(1, 2.125), (2.125, 2.875)]
+    assert 0.01 < ranking.p_value < 0.05
+
+
+def test_ranks_of_what_cannot_be_ranked() -> None:
+    assert ranks.rank({"a": (0.9, 0.8)}) is None
+    assert ranks.rank({"a": (0.9,), "b": (0.8,)}) is None
+    assert ranks.rank({"a": (0.9, 0.8), "b": (0.8, 0.7)}).p_value is None
+    equal = ranks.rank(dict.fromkeys("abc", (0.5, 0.5)))
+    assert (equal.p_value, set(equal.mean_ranks.values())) == (None, {2})
+
+
+def test_only_defenses_that_met_every_attack_are_ranked() -> None:
+    """By mean DER over seeds: an attack is one block, however many seeds it has."""
+    records = [*THREE, *(recast(r, "badnets") for r in THREE)]
+    records += [record(attack, "good", scores(90, 0)) for attack in ("blend", "badnets")]
+    records += [record("blend", "partial", scores(90, 0)), record("blend", "none", scores(90, 100))]
+    found = tables(records)["mean"]
+    assert {row.defense: row.rank for row in found.rows} == {
+        "none": None, "good": 1, "prune": 2, "partial": None,
+    }  # fmt: skip
+    assert found.ranking.block_count == 2
+    assert "rank: mean over 2 attacks, by DER; ranks closer than" in table.screen(records)
+
+
+def test_a_failed_cell_ranks_last() -> None:
+    attacks = ("blend", "badnets")
+    records = [record(attack, "prune", scores(90, 99)) for attack in attacks]
+    records += [record(a, "bad", None, status="failed", error="no") for a in attacks]
+    assert only(records, "mean", "bad").rank == 2
+
+
+def test_the_mean_table_shows_what_the_unattacked_pay() -> None:
+    control = [record("none", "prune", scores(acc, 0), seed=s) for s, acc in enumerate((89, 87))]
+    records = [*control, *THREE, record("badnets", "prune", scores(80, 50))]
+    assert only(records, "mean").control_drop == pytest.approx((0.01, 0.03))
+    text = table.markdown(records, ["mean"])
+    assert "clean ACC drop pp ↓" in text
+    assert lines(text)[-1][3] == "2.00 ± 1.41"
+    assert "clean ACC drop" not in table.markdown(records[2:])
+
+
+def test_who_loses_accuracy_stands_below_the_line() -> None:
+    records = [
+        record("blend", "dear", scores(84, 0)),
+        record("blend", "fair", scores(85, 50)),
+        record("blend", "none", scores(90, 100)),
+        record("blend", "skipped", None, status="skipped", error="no"),
+    ]
+    found = tables(records)["blend"]
+    assert [(row.defense, row.group) for row in found.rows] == [
+        ("none", 0), ("fair", 1), ("dear", 2), ("skipped", 3),
+    ]  # fmt: skip
+    text = table.screen(records)
+    assert text.endswith("below the line: mean ACC drop over 5 points")
+    shown = [line.split()[0] for line in text.splitlines()]
+    assert shown[4] == "fair"
+    assert set(shown[5]) == {"-"}
+    assert shown[6] == "dear"
+    assert lines(table.markdown(records))[2][0] == "*below: ACC drop > 5*"
+    assert table.latex(records).count("\\midrule") == 2
+
+
+def test_only_a_lead_beyond_the_spread_is_bold() -> None:
+    """ACC of `ahead` leads by 3 against spreads of 2 and 0.7 together: bold; its ASR leads by 25
+    against spreads of 26 and more: not."""
+    ahead = [
+        record("blend", "ahead", scores(acc, 5), seed) for seed, acc in enumerate((89, 90, 89))
+    ]
+    lead = ahead + THREE
+    assert lines(table.markdown(lead))[0][1:3] == ["**89.33 ± 0.58**", "5.00 ± 0.00"]
+    assert "\\textbf{89.33 $\\pm$ 0.58}" in table.latex(lead)
+    assert "**" not in table.markdown([ahead[0], THREE[0]]).splitlines()[-2]  # single runs
+    close = [
+        record("blend", "close", scores(acc, 5, 60), seed) for seed, acc in enumerate((88, 87))
+    ]
+    assert "**" not in "".join(table.markdown(close + THREE).splitlines()[1:])
+
+
+def test_n_is_shown_where_rows_differ_in_it() -> None:
+    assert " n" not in table.screen(THREE).splitlines()[1]
+    other = record("blend", "tune", scores(90, 5))
+    assert [line[-1] for line in lines(table.markdown([*THREE, other]))] == ["1", "3"]
+
+
+@dataclass(frozen=True)
+class Revisited(Record):
+    """A record with the fields that say whether the back door comes back, and how it looks."""
+
+    reactivated: Scores | None = None
+    stealth: dict[str, float] = field(default_factory=dict)
+
+
+def revisited(made: Record, **more: Any) -> Record:
+    known = {one.name: getattr(made, one.name) for one in fields(Record)}
+    return Revisited(**{**known, **more})
+
+
+def test_reactivated_asr_has_a_column_where_it_was_measured() -> None:
+    again = [revisited(THREE[0], reactivated=scores(80, 60)), THREE[1]]
+    failed = record("blend", "bad", None, status="failed", error="no")
+    assert only(again, "blend").reactivated == (0.6,)
+    assert only([*again, failed], "blend", "bad").reactivated == (1,)
+    assert "reactivated ASR % ↓" in table.screen(again)
+    assert "reactivated" not in table.screen(THREE)
+
+
+def test_stealth_is_the_mean_over_victims() -> None:
+    measured = [
+        revisited(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
+        revisited(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
+        revisited(THREE[1], victim="b", stealth={"psnr": 30.0, "linf": float("inf")}),
+    ]
+    assert tables(measured)["blend"].stealth == {"psnr": 25, "linf": 0.1}
+    json.loads(table.as_json(measured), parse_constant=pytest.fail)
+
+
+# --- published numbers --------------------------------------------------------------------------
+
+CIFAR = {
+    "dataset": {"name": "cifar10", "settings": {}},
+    "model": {"name": "preact_resnet18", "settings": {}},
+}
+
+
+def test_published_numbers_stand_beside_ours_in_their_setting_only() -> None:
+    ours = with_cell(record("badnets", "none", scores(90, 100)), **CIFAR)
+    row = only([ours], "badnets", "none")
+    assert (row.published.acc, row.published.asr) == pytest.approx((0.9132, 0.9503))
+    text = table.screen([ours])
+    assert "published ACC % ↑" in text
+    assert "91.32" in text
+    assert "not measured here" in text
+    elsewhere = with_cell(ours, model={"name": "resnet18", "settings": {}})
+    rare = with_cell(ours, poison_rate=0.01)
+    for other in (elsewhere, rare, with_cell(ours, all_to_all=True)):
+        assert "published" not in table.screen([other])
+
+
+def test_a_published_clean_label_rate_counts_the_whole_split() -> None:
+    """Half of one class in ten is 5 % of all."""
+    ours = with_cell(
+        record("clean_label", "none", scores(90, 100)), poison_rate=0.5, clean_label=True, **CIFAR
+    )
+    assert only([ours], "clean_label", "none").published.acc == pytest.approx(0.9329)
+
+
+def test_a_published_mean_stands_in_the_mean_table() -> None:
+    ours = [with_cell(record(a, "fine_tune", scores(90, 9)), **CIFAR) for a in ("blend", "badnets")]
+    assert only(ours, "mean", "fine_tune").published.der == pytest.approx(0.7845)
+    assert "published DER % ↑" in table.markdown(ours, ["mean"])
 
 
 # --- forms --------------------------------------------------------------------------------------
@@ -244,10 +490,29 @@ ALL = [*THREE, AWKWARD, record("badnets", "prune", scores(80, 50)), record("none
 
 def test_markdown_escapes_what_would_break_a_table() -> None:
     text = table.markdown([*THREE, AWKWARD])
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 3
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    assert "a \\| b" in lines[2]
+    found = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in found}) == 1
+    assert "a \\| b" in found[-1]
+    named = table.markdown([record("blend", "<b>`*[x](y)", scores(90, 10))])
+    assert "\\<b>\\`\\*\\[x](y)" in named
+
+
+def test_latex_escapes_what_it_would_obey() -> None:
+    text = table.latex([record("blend", "a_b & 50% $x$ \\input{y}", scores(90, 10))])
+    assert "a\\_b \\& 50\\% \\$x\\$" in text
+    assert "\\input" not in text.replace("\\textbackslash", "")
+    assert text.startswith("\\begin{table}\n\\centering\n\\caption{shapes $\\cdot$ small\\_cnn")
+    assert "\\toprule" in text
+    assert "ASR \\% $\\downarrow$" in text
+
+
+def test_a_spreadsheet_sees_no_formula() -> None:
+    text = table.as_csv([record("blend", "=1+1", scores(90, 10))])
+    assert next(csv.DictReader(io.StringIO(text)))["defense"] == "'=1+1"
+
+
+def test_a_terminal_sees_no_control_character() -> None:
+    assert "\x1b" not in table.screen([record("blend", "\x1b[31mred", scores(90, 10))])
 
 
 def test_csv_is_read_back() -> None:
@@ -272,22 +537,18 @@ def test_json_is_read_back() -> None:
 
 
 def test_titles() -> None:
-    assert table.title(THREE, "blend").endswith("target 0 · 5 % benign · seeds 0, 1, 2")
-    assert (
-        table.title(ALL, "none")
-        == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
-    )
-    assert table.title(ALL, "mean").endswith(
-        "mean over badnets, blend · 5 % benign · seeds 0, 1, 2, 3"
-    )
+    titles = {attack: found.title for attack, found in tables(ALL).items()}
+    assert tables(THREE)["blend"].title.endswith("target 0 · 5 % benign · seeds 0, 1, 2")
+    assert titles["none"] == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
+    assert titles["mean"].endswith("mean over badnets, blend · 5 % benign · seeds 0, 1, 2, 3")
 
 
-@pytest.mark.parametrize("render", ["screen", "markdown", "as_csv", "as_json"])
+@pytest.mark.parametrize("render", ["screen", "markdown", "latex", "as_csv", "as_json"])
 def test_the_same_records_give_the_same_text(render: str) -> None:
     records = [record for record in ALL if record.after is not None]
     first = getattr(table, render)(records)
     assert first == getattr(table, render)(list(records))
-    assert "small_cnn" in first or render == "as_csv"
+    assert "small" in first
     assert "prune" in first
 
 

@@ -1,0 +1,473 @@
+"""Rows: the statistics of records. One row a defense, one table an attack, one board a setting."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from purebench.evaluate import Scores, der
+from purebench.record import Record
+from purebench.settings import canonical
+
+from . import reference
+from .intervals import Interval, binomial_interval, t_interval
+from .ranks import Ranking, rank
+
+UNDEFENDED = "none"
+CONTROL = "none"  # the attack that poisons nothing
+TOLERATED_DROP = 0.05  # of clean accuracy: a defense that loses more stands below the line
+
+SHARES = ("acc", "acc_drop", "asr", "ra", "der", "reactivated", "control_drop")
+
+Kind = Literal["attack", "control", "mean"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A defense against one attack, or (in a mean table) against all that took.
+
+    acc, acc_drop, asr, ra, der, reactivated, seconds: one number a seed; over several attacks,
+        their mean. A failed or diverged cell counts as the worst (ACC, RA, DER 0; ASR and ACC
+        drop 1), a weak attack's and a skipped cell not at all. Reactivated: ASR after ten more
+        poisoned samples; empty where it was not measured.
+    control_drop: accuracy lost on the network that nobody poisoned; in a mean table.
+    worst_asr: of all cells, the maximum.
+    intervals: field -> 95 % interval; of a mean over three seeds or more, or of a single count.
+    rank: mean rank by DER over attacks; for a defense that met them all.
+    complete: whether it met every attack of its table.
+    records: all it was made from, those that do not count among them.
+    """
+
+    defense: str
+    acc: tuple[float, ...] = ()
+    acc_drop: tuple[float, ...] = ()
+    asr: tuple[float, ...] = ()
+    ra: tuple[float, ...] = ()
+    der: tuple[float, ...] = ()
+    reactivated: tuple[float, ...] = ()
+    control_drop: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+    worst_asr: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    rank: float | None = None
+    complete: bool = True
+    benign_count: int = 0
+    published: reference.Reference | None = None
+    remarks: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    @property
+    def group(self) -> int:
+        """0 undefended, 1 a defense, 2 one that loses too much accuracy, 3 nothing measured."""
+        if self.defense == UNDEFENDED:
+            return 0
+        if not self.acc:
+            return 3
+        return 2 if statistics.fmean(self.acc_drop) > TOLERATED_DROP + 1e-9 else 1
+
+    @property
+    def order(self) -> tuple[int, float, float, str]:
+        """By group, then by mean DER (control: ACC), then by worst ASR."""
+        ratings = self.der or self.acc
+        rating = statistics.fmean(ratings) if ratings else -1.0
+        worst = 2.0 if self.worst_asr is None else self.worst_asr
+        return self.group, -rating, worst, self.defense
+
+
+@dataclass(frozen=True)
+class Table:
+    """One attack (or none, the control) or the mean over attacks; rows best first.
+
+    attack: as tables call it. stealth: what the trigger does to images, mean over victims.
+    """
+
+    kind: Kind
+    attack: str
+    title: str
+    rows: tuple[Row, ...]
+    ranking: Ranking | None = None
+    stealth: Mapping[str, float] = field(default_factory=dict)
+
+    def chosen(self, only: Sequence[str]) -> bool:
+        """Whether ``only`` names this table, with its settings or without."""
+        return not only or self.attack in only or self.attack.partition(" (")[0] in only
+
+
+@dataclass(frozen=True)
+class Board:
+    """Records that may be compared: equal but for attack, defense, seed and poison rate.
+
+    setting: benign share, and what else sets it apart from other boards of its dataset and model.
+    """
+
+    dataset: str
+    model: str
+    setting: str
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset} · {self.model} · {self.setting}"
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """Those of attacks and of the control as met, then the means over attacks."""
+        return _tables(self)
+
+    @property
+    def overall(self) -> Table:
+        """What stands for the board: the first mean, else the first attack."""
+        kinds: tuple[Kind, ...] = ("mean", "attack", "control")
+        return min(self.tables, key=lambda table: kinds.index(table.kind))
+
+
+def boards(records: Iterable[Record]) -> list[Board]:
+    """Group records into boards, as met.
+
+    Raises ValueError where they were measured under different protocols.
+    """
+    groups: dict[str, list[Record]] = defaultdict(list)
+    shared: dict[str, dict[str, Any]] = {}
+    protocols = set()
+    for record in records:
+        protocols.add(record.protocol)
+        cell = dict(vars(record.cell))
+        for key in ("attack", "defense", "seed", "poison_rate", "clean_label"):
+            del cell[key]
+        key = canonical(cell)
+        groups[key].append(record)
+        shared[key] = cell
+    if len(protocols) > 1:
+        raise ValueError(f"one table cannot mix protocols: {', '.join(sorted(protocols))}")
+    settings = _settings(shared.values())
+    return [
+        Board(cell["dataset"]["name"], cell["model"]["name"], setting, tuple(groups[key]))
+        for (key, cell), setting in zip(shared.items(), settings, strict=True)
+    ]
+
+
+def _settings(shared: Iterable[dict[str, Any]]) -> list[str]:
+    """Benign shares, and for boards of one dataset, model and share the settings that differ."""
+    namesakes, told = [], []
+    for cell in shared:
+        told.append(f"{100 * cell['benign_fraction']:g} % benign")
+        namesakes.append(
+            (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), _flat(cell))
+        )
+    labels = _told_apart(namesakes, " · {}")
+    return [
+        setting + labels[canonical(list(namesake))].removeprefix(namesake[0])
+        for setting, namesake in zip(told, namesakes, strict=True)
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"settings": {"width": 16}}} -> {"model.width": 16}."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        path = prefix if key == "settings" else f"{prefix}.{key}".lstrip(".")
+        flat.update(_flat(value, path) if isinstance(value, dict) else {path: value})
+    return flat
+
+
+def _told_apart(named: Sequence[tuple[str, dict[str, Any]]], form: str) -> dict[str, str]:
+    """Canonical (name, settings) -> the name, and where it stands there with several settings,
+    those that differ, put into ``form``."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    order = []
+    for name, settings in named:
+        order.append(canonical([name, settings]))
+        found[name][order[-1]] = settings
+    labels = {}
+    for name, variants in found.items():
+        values: dict[str, set[str]] = defaultdict(set)
+        for settings in variants.values():
+            for key, value in settings.items():
+                values[key].add(canonical(value))
+        differing = [key for key, seen in values.items() if len(seen) > 1]
+        for variant, settings in variants.items():
+            told = ", ".join(f"{key}={settings.get(key)}" for key in differing)
+            labels[variant] = name + form.format(told) if told else name
+    return {key: labels[key] for key in order}
+
+
+def _labelled(records: Sequence[Record]) -> list[tuple[str, str, Record]]:
+    """(attack, defense, record) under the names that a table uses."""
+    sides = []
+    for side in ("attack", "defense"):
+        plugins = []
+        for record in records:
+            plugin = getattr(record.cell, side)
+            rate = {"rate": record.cell.poison_rate} if side == "attack" else {}
+            plugins.append((plugin["name"], {**plugin["settings"], **rate}))
+        labels = _told_apart(plugins, " ({})")
+        sides.append([labels[canonical(list(plugin))] for plugin in plugins])
+    return list(zip(*sides, records, strict=True))
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _tables(board: Board) -> tuple[Table, ...]:
+    by_attack: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for attack, defense, record in _labelled(board.records):
+        by_attack[attack][defense].append(record)
+    reactivated = any(_reactivated(record) for record in board.records)
+    controls = {name for name, met in by_attack.items() if _is_control(met)}
+    tables = [
+        _attack_table(board, name, met, "control" if name in controls else "attack", reactivated)
+        for name, met in by_attack.items()
+    ]
+    drops = {row.defense: row.acc_drop for t in tables if t.kind == "control" for row in t.rows}
+    attacks = {name: met for name, met in by_attack.items() if name not in controls}
+    for label, names in _means(attacks).items():
+        chosen = {name: attacks[name] for name in names}
+        tables.append(_mean_table(board, label, chosen, drops, reactivated))
+    return tuple(tables)
+
+
+def _is_control(met: Mapping[str, Sequence[Record]]) -> bool:
+    name: str = next(iter(met.values()))[0].cell.attack["name"]
+    return name == CONTROL
+
+
+def _means(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, list[str]]:
+    """Label of a mean -> its attacks: one mean a poison rate, where an attack has several.
+
+    A mean over two rates of one attack would count that attack twice. What has a rate of its own
+    (adaptive_blend, clean-label attacks) is part of each.
+    """
+    rates: dict[str, set[float]] = defaultdict(set)
+    own = {}
+    for label, met in attacks.items():
+        cell = next(iter(met.values()))[0].cell
+        own[label] = cell.attack["name"], cell.poison_rate
+        rates[own[label][0]].add(own[label][1])
+    several = sorted({rate for found in rates.values() if len(found) > 1 for rate in found})
+    means = {"mean": list(attacks)}
+    if several:
+        means = {
+            f"mean (rate={rate:g})": [
+                label
+                for label, (name, own_rate) in own.items()
+                if len(rates[name]) == 1 or own_rate == rate
+            ]
+            for rate in several
+        }
+    return {label: names for label, names in means.items() if len(names) > 1}
+
+
+def _attack_table(
+    board: Board, attack: str, met: Mapping[str, Sequence[Record]], kind: Kind, reactivated: bool
+) -> Table:
+    records = [record for found in met.values() for record in found]
+    cell = records[0].cell
+    if kind == "control":
+        subject = "no attack (clean control)"
+    else:
+        whole = "the target class" if cell.clean_label else "the training split"
+        goal = "all-to-all" if cell.all_to_all else f"target {cell.target}"
+        subject = f"{cell.attack['name']}, {cell.poison_rate:.3g} of {whole}, {goal}"
+    made = []
+    for defense, found in met.items():
+        row = _row(kind, defense, found, reactivated)
+        made.append(replace(row, published=reference.of_attack(found[0].cell)))
+    return Table(
+        kind,
+        attack,
+        _title(board, subject, records),
+        _sorted(made),
+        stealth=_stealth(records) if kind == "attack" else {},
+    )
+
+
+def _mean_table(
+    board: Board,
+    label: str,
+    attacks: Mapping[str, Mapping[str, Sequence[Record]]],
+    control_drops: Mapping[str, tuple[float, ...]],
+    reactivated: bool,
+) -> Table:
+    by_defense: dict[str, list[Record]] = defaultdict(list)
+    met: dict[str, int] = defaultdict(int)
+    for defenses in attacks.values():
+        for defense, found in defenses.items():
+            by_defense[defense] += found
+            met[defense] += 1
+    ranking = rank(_ratings(attacks))
+    made = []
+    for defense, found in by_defense.items():
+        row = _row("mean", defense, found, reactivated)
+        complete = met[defense] == len(attacks)
+        # a mean over fewer attacks is another number
+        short = () if complete else (f"{met[defense]} of {len(attacks)} attacks",)
+        row = replace(row, control_drop=control_drops.get(defense, ()))
+        made.append(
+            replace(
+                row,
+                complete=complete,
+                remarks=(*short, *row.remarks),
+                intervals=_intervals(row, {}),
+                rank=ranking.mean_ranks.get(defense) if ranking else None,
+                published=reference.of_mean(found[0].cell),
+            )
+        )
+    records = [record for found in by_defense.values() for record in found]
+    title = _title(board, f"mean over {', '.join(sorted(attacks))}", records)
+    return Table("mean", label, title, _sorted(made), ranking)
+
+
+def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: row.order))
+
+
+def _title(board: Board, subject: str, records: Iterable[Record]) -> str:
+    seeds = sorted({record.cell.seed for record in records})
+    told = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    return " · ".join([board.dataset, board.model, subject, board.setting, told])
+
+
+def _ratings(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, list[float]]:
+    """Defense -> its mean DER against each attack that took, for defenses that met them all.
+
+    Undefended networks stay out: all of them rate a half, and that defenses differ from doing
+    nothing is not the question.
+    """
+    ratings: dict[str, list[float]] = defaultdict(list)
+    blocks = 0
+    for met in attacks.values():
+        found = {
+            defense: values
+            for defense, records in met.items()
+            if (values := [_outcome(record)[4] for record in records if _counts(record)])
+        }
+        blocks += bool(found)
+        for defense, values in found.items():
+            if defense != UNDEFENDED:
+                ratings[defense].append(statistics.fmean(values))
+    return {defense: values for defense, values in ratings.items() if len(values) == blocks}
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _weak(record: Record) -> bool:
+    return record.before is not None and not record.before.diverged and not record.took
+
+
+def _counts(record: Record) -> bool:
+    """Whether the cell belongs in a mean over attacks."""
+    return record.status != "skipped" and not _weak(record)
+
+
+def _reactivated(record: Record) -> Scores | None:
+    return getattr(record, "reactivated", None)
+
+
+def _outcome(record: Record) -> tuple[float, float, float, float, float]:
+    """ACC, ACC drop, ASR, RA, DER; the worst there is for a cell that did not finish."""
+    before, after = record.before, record.after
+    if record.status != "ok" or before is None or after is None:
+        return 0.0, 1.0, 1.0, 0.0, 0.0
+    return after.acc, before.acc - after.acc, after.asr, after.ra, der(before, after)
+
+
+def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool) -> Row:
+    """reactivated: whether the board measured it, so that a failed cell counts there too."""
+    by_seed: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    again: dict[int, list[float]] = defaultdict(list)
+    seconds: dict[int, list[float]] = defaultdict(list)
+    remarks: dict[str, None] = {}
+    for record in records:
+        seed = record.cell.seed
+        if record.status == "skipped":
+            remarks[f"skipped: {record.error}"] = None
+            continue
+        if kind == "mean" and _weak(record):
+            remarks["without weak attacks"] = None
+            continue
+        by_seed[seed].append(_outcome(record))
+        if record.status != "ok" or record.before is None or record.after is None:
+            remarks[f"{record.status}: {record.error}"] = None
+            again[seed] += [1.0] if reactivated else []
+            continue
+        if kind == "attack" and _weak(record):
+            remarks["weak attack"] = None
+        if record.after.degenerate:
+            remarks["degenerate: one class for > 95 %"] = None
+        if (scores := _reactivated(record)) is not None:
+            again[seed].append(scores.asr)
+        seconds[seed].append(record.cost["seconds"])
+    values = [
+        tuple(statistics.fmean(values) for values in zip(*cells, strict=True))
+        for _, cells in sorted(by_seed.items())
+    ]
+    acc, drop, asr, ra, ratings = zip(*values, strict=True) if values else ((),) * 5
+    worst = max((cell[2] for cells in by_seed.values() for cell in cells), default=None)
+    if kind == "control":  # there is no trigger to succeed
+        asr, ra, ratings, worst, again = (), (), (), None, {}
+    row = Row(
+        defense,
+        acc=acc,
+        acc_drop=drop,
+        asr=asr,
+        ra=ra,
+        der=ratings,
+        reactivated=_by_seed(again),
+        seconds=_by_seed(seconds),
+        worst_asr=worst,
+        benign_count=max(record.benign_count for record in records),
+        remarks=tuple(remarks),
+        records=tuple(records),
+    )
+    counts = _counts_of(records[0]) if len(records) == 1 and kind != "mean" else {}
+    return replace(row, intervals=_intervals(row, counts))
+
+
+def _by_seed(values: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    return tuple(statistics.fmean(found) for _, found in sorted(values.items()) if found)
+
+
+def _counts_of(record: Record) -> dict[str, tuple[int, int]]:
+    """Field -> (successes, trials) of a cell that finished."""
+    after, again = record.after, _reactivated(record)
+    if record.status != "ok" or after is None:
+        return {}
+    counts = {
+        "acc": (after.clean_correct, after.clean_count),
+        "asr": (after.triggered_as_target, after.triggered_count),
+        "ra": (after.triggered_as_true, after.triggered_count),
+    }
+    if again is not None:
+        counts["reactivated"] = again.triggered_as_target, again.triggered_count
+    return counts
+
+
+def _intervals(row: Row, counts: Mapping[str, tuple[int, int]]) -> dict[str, Interval]:
+    """counts: of a single run, else empty."""
+    found = {}
+    for name in (*SHARES, "seconds"):
+        values = getattr(row, name)
+        if values and name in counts:
+            found[name] = binomial_interval(*counts[name])
+        elif interval := t_interval(values):
+            floor = -1.0 if name.endswith("drop") else 0.0
+            ceiling = math.inf if name == "seconds" else 1.0
+            found[name] = max(interval[0], floor), min(interval[1], ceiling)
+    return found
+
+
+def _stealth(records: Iterable[Record]) -> dict[str, float]:
+    """Mean over victims of the finite measures of their triggers."""
+    victims = {record.victim: getattr(record, "stealth", None) or {} for record in records}
+    values: dict[str, list[float]] = defaultdict(list)
+    for measures in victims.values():
+        for name, value in measures.items():
+            if math.isfinite(value):
+                values[name].append(value)
+    return {name: statistics.fmean(found) for name, found in values.items()}
