@@ -237,7 +237,7 @@ def _first_line(plugin: type[Any]) -> str:
 def _leaderboard(words: list[str]) -> int:
     parser = _Parser(prog="bench.py leaderboard", allow_abbrev=False)
     parser.add_argument("folder", nargs="+", help="records are looked for here and below")
-    kinds = ("screen", "markdown", "csv", "json")
+    kinds = ("screen", "markdown", "csv", "json", "latex")
     parser.add_argument("--format", choices=kinds, default="screen")
     parser.add_argument("--attack", nargs="+", default=[], help="these tables only; also: mean")
     options = parser.read(words)
@@ -246,8 +246,12 @@ def _leaderboard(words: list[str]) -> int:
 
     records = read_records([Path(folder) for folder in options["folder"]])
     table = import_module("purebench.leaderboards.table")
-    renders = {"csv": table.as_csv, "json": table.as_json, "markdown": table.markdown}
-    text = renders.get(options["format"], table.screen)(records, options["attack"])
+    renders = {"csv": table.as_csv, "json": table.as_json}
+    render = renders.get(options["format"]) or getattr(table, options["format"])
+    try:
+        text = render(records, options["attack"])
+    except ValueError as error:  # records of two protocols
+        raise UsageError(str(error)) from error
     print(text.rstrip("\n"))
     return OK
 
