@@ -29,16 +29,6 @@ class Ranking:
     p_value: float | None
     critical_difference: float
 
-    def ties(self) -> list[tuple[float, float]]:
-        """(best, worst) mean rank of each longest run of defenses that cannot be told apart."""
-        ordered = sorted(self.mean_ranks.values())
-        runs: list[tuple[float, float]] = []
-        for start, best in enumerate(ordered):
-            within = [rank for rank in ordered[start:] if rank - best <= self.critical_difference]
-            if len(within) > 1 and not (runs and runs[-1][1] >= within[-1]):
-                runs.append((best, within[-1]))
-        return runs
-
 
 def rank(ratings: Mapping[str, Sequence[float]]) -> Ranking | None:
     """Rank defenses by their ratings, one an attack, higher is better.

@@ -39,7 +39,7 @@ class Row:
     worst_asr: of all cells, the maximum.
     intervals: field -> 95 % interval; of a mean over three seeds or more, or of a single count.
     rank: mean rank by DER over attacks; for a defense that met them all.
-    complete: whether it met every attack of its table.
+    complete: whether it met every attack of its table; a skipped one it did not meet.
     records: all it was made from, those that do not count among them.
     """
 
@@ -298,7 +298,7 @@ def _mean_table(
     for defenses in attacks.values():
         for defense, found in defenses.items():
             by_defense[defense] += found
-            met[defense] += 1
+            met[defense] += any(record.status != "skipped" for record in found)
     ranking = rank(_ratings(attacks))
     made = []
     for defense, found in by_defense.items():

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from .rows import SHARES, TOLERATED_DROP, Board, Row, Table, boards
 LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
 
 _MEASURES = (*SHARES, "seconds")
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats, surrogates, separators of lines
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _chosen(records: Sequence[Record], only: Sequence[str]) -> Iterator[tuple[Bo
 def screen(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All tables, for a terminal; of the attacks in ``only``, if any."""
     return "\n\n".join(
-        "\n".join([_plain(table.title), _simple(table), *notes(table)])
+        "\n".join([plain(table.title), _simple(table), *notes(table)])
         for _, table in _chosen(records, only)
     )
 
@@ -191,7 +193,11 @@ def markdown(records: Sequence[Record], only: Sequence[str] = ()) -> str:
 
 def latex(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All tables, each a ``table`` for the package booktabs."""
-    return "\n\n".join(_booktabs(table) for _, table in _chosen(records, only)) + "\n"
+    return latex_text(table for _, table in _chosen(records, only))
+
+
+def latex_text(tables: Iterable[Table]) -> str:
+    return "\n\n".join(map(_booktabs, tables)) + "\n"
 
 
 def _simple(table: Table) -> str:
@@ -199,7 +205,7 @@ def _simple(table: Table) -> str:
     lines: list[Any] = []
     for row, first_below in _with_line(table):
         lines += [SEPARATING_LINE] if first_below else []
-        lines.append([_plain(column.text(row)) for column in shown])
+        lines.append([plain(column.text(row)) for column in shown])
     return _tabulate(shown, lines, "simple")
 
 
@@ -271,19 +277,19 @@ def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:
     return tabulate(lines, headings, tablefmt=style, colalign=align, disable_numparse=True)
 
 
-def _plain(text: str) -> str:
-    """One line without control characters, which a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
+def plain(text: str) -> str:
+    """One line without what a terminal would obey or what would turn the reading direction."""
+    return "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in text)
 
 
 def _markdown_text(text: str) -> str:
     for special in "\\|<*`[":
         text = text.replace(special, "\\" + special)
-    return _plain(text)
+    return plain(text)
 
 
 def _latex_text(text: str) -> str:
-    return "".join(char for char in _plain(text) if char not in (_BOLD, _END))
+    return "".join(char for char in plain(text) if char not in (_BOLD, _END))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -324,17 +330,17 @@ def _row_data(row: Row) -> dict[str, Any]:
 
 def as_csv(records: Sequence[Record], only: Sequence[str] = ()) -> str:
     """All rows: mean, sample standard deviation and 95 % interval, fractions unrounded."""
-    return csv_text(_chosen(records, only))
+    return csv_text(table for _, table in _chosen(records, only))
 
 
-def csv_text(tables: Iterable[tuple[Board, Table]]) -> str:
+def csv_text(tables: Iterable[Table]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = [f"{name}{part}" for name in _MEASURES for part in ("", "_std", "_low", "_high")]
     ends = ["worst_asr", "rank", "friedman_p", "critical_difference", "benign_count"]
     found = [f"published_{name}" for name in ("acc", "asr", "ra", "der")]
     writer.writerow(["title", "attack", "defense", "n", *parts, *ends, *found, "remarks"])
-    for _, table in tables:
+    for table in tables:
         ranking = table.ranking
         ranked = (ranking.p_value, ranking.critical_difference) if ranking else (None, None)
         for row in table.rows:

@@ -1,0 +1,113 @@
+"""Charts: what a scatter, a heat map and a rank diagram show, before anything is drawn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .ranks import Ranking
+from .rows import UNDEFENDED, Board, Row, Table
+
+ASR_TICKS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A defense in the plane of ASR and ACC: fractions, means with their sample deviations.
+
+    whole: it met every attack, so that it may be compared. on_front: no other whole defense has
+        both a lower ASR and a higher ACC; the undefended network does not compete.
+    """
+
+    defense: str
+    asr: float
+    acc: float
+    asr_std: float
+    acc_std: float
+    whole: bool
+    on_front: bool
+
+    @property
+    def undefended(self) -> bool:
+        return self.defense == UNDEFENDED
+
+
+def points(table: Table) -> list[Point]:
+    """Of every defense that has an ACC and an ASR."""
+    rows = [row for row in table.rows if row.acc and row.asr]
+    rivals = [row for row in rows if row.complete and row.defense != UNDEFENDED]
+    front = _front([(statistics.fmean(row.asr), statistics.fmean(row.acc)) for row in rivals])
+    leaders = {row.defense for row, leads in zip(rivals, front, strict=True) if leads}
+    return [
+        Point(
+            row.defense,
+            statistics.fmean(row.asr),
+            statistics.fmean(row.acc),
+            _deviation(row.asr),
+            _deviation(row.acc),
+            row.complete,
+            row.defense in leaders,
+        )
+        for row in rows
+    ]
+
+
+def _front(values: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether no other (ASR, ACC) is as good in both and better in one."""
+    best_acc, leads = -math.inf, {}
+    for asr, acc in sorted(set(values), key=lambda value: (value[0], -value[1])):
+        leads[asr, acc] = acc > best_acc
+        best_acc = max(best_acc, acc)
+    return [leads[value] for value in values]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """rows[defense][attack]: the row of that attack's table, None where it was not run."""
+
+    defenses: tuple[str, ...]
+    attacks: tuple[str, ...]
+    rows: tuple[tuple[Row | None, ...], ...]
+
+    def asr(self, defense: int, attack: int) -> float | None:
+        """Mean over seeds."""
+        row = self.rows[defense][attack]
+        return statistics.fmean(row.asr) if row and row.asr else None
+
+
+def grid(board: Board) -> Grid | None:
+    """Attack x defense, in the order of the board's table; None for fewer than two attacks."""
+    tables = [table for table in board.tables if table.kind == "attack"]
+    if len(tables) < 2:
+        return None
+    met = [{row.defense: row for row in table.rows} for table in tables]
+    defenses = list(dict.fromkeys(row.defense for row in board.overall.rows))
+    defenses += sorted({name for rows in met for name in rows} - set(defenses))
+    return Grid(
+        tuple(defenses),
+        tuple(table.attack for table in tables),
+        tuple(tuple(rows.get(defense) for rows in met) for defense in defenses),
+    )
+
+
+def rank_bars(ranking: Ranking) -> list[tuple[str, float, float, float]]:
+    """(defense, mean rank, low, high), best first. Two defenses differ where their bars, each a
+    critical difference long, do not overlap."""
+    half = ranking.critical_difference / 2
+    ordered = sorted(ranking.mean_ranks.items(), key=lambda item: (item[1], item[0]))
+    return [(defense, rank, rank - half, rank + half) for defense, rank in ordered]
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from ``low`` to ``high``, at most about ``most`` of them."""
+    span = max(high - low, 1e-9)
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= most)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
