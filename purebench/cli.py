@@ -238,22 +238,63 @@ def _leaderboard(words: list[str]) -> int:
     parser = _Parser(prog="bench.py leaderboard", allow_abbrev=False)
     parser.add_argument("folder", nargs="+", help="records are looked for here and below")
     kinds = ("screen", "markdown", "csv", "json", "latex")
-    parser.add_argument("--format", choices=kinds, default="screen")
-    parser.add_argument("--attack", nargs="+", default=[], help="these tables only; also: mean")
+    parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
+    parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
+    parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
+    parser.add_argument("--triggers", metavar="DIR", help="PNG files for the page's gallery")
+    parser.add_argument("--figures", metavar="DIR", help="write figures for papers")
     options = parser.read(words)
+    if options["triggers"] and not options["page"]:
+        raise UsageError("--triggers is for --page FILE.html")
 
     from .record import read_records
 
-    records = read_records([Path(folder) for folder in options["folder"]])
+    folders = [Path(folder) for folder in options["folder"]]
+    records = read_records(folders)
     table = import_module("purebench.leaderboards.table")
     renders = {"csv": table.as_csv, "json": table.as_json}
-    render = renders.get(options["format"]) or getattr(table, options["format"])
+    writes = options["page"] or options["figures"]
+    kind = options["format"] or (None if writes else "screen")
     try:
-        text = render(records, options["attack"])
-    except ValueError as error:  # records of two protocols
+        if kind:
+            render = renders.get(kind) or getattr(table, kind)
+            print(render(records, options["attack"]).rstrip("\n"))
+        if options["page"]:
+            _write_page(records, folders, Path(options["page"]), options["triggers"])
+        if options["figures"]:
+            _draw_figures(records, Path(options["figures"]))
+    except ValueError as error:  # records of two protocols, a gallery without pictures
         raise UsageError(str(error)) from error
-    print(text.rstrip("\n"))
     return OK
+
+
+def _write_page(
+    records: list[Record], folders: list[Path], file: Path, triggers: str | None
+) -> None:
+    from .storage import need_writable, write_atomic
+
+    need_writable(file.parent)
+    page = import_module("purebench.leaderboards.page")
+    gallery = page.pictures(Path(triggers)) if triggers else ()
+    try:
+        text = page.render(records, page.links(folders, file), gallery)
+    except ImportError as error:
+        raise UsageError(f"--page needs Jinja2: {page.REMEDY}") from error
+    write_atomic(file, text.encode())
+    print(f"page      {file}", file=sys.stderr)
+
+
+def _draw_figures(records: list[Record], folder: Path) -> None:
+    from .heatmap import REMEDY
+    from .storage import need_writable
+
+    need_writable(folder)
+    try:
+        written = import_module("purebench.leaderboards.figures").draw(records, folder)
+    except ImportError as error:
+        raise UsageError(f"--figures needs matplotlib: {REMEDY}") from error
+    for path in written:
+        print(f"figure    {path}", file=sys.stderr)
 
 
 def _show(words: list[str]) -> int:
