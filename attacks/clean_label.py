@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from purebench import ATTACKS, AttackContext, CleanLabelAttack, Split
+from purebench.adversarial import Norm, pgd
 from purebench.data import to_float, to_uint8
 from purebench.seeding import generator
 from purebench.training import cross_entropy
 
-from ._pgd import Norm, pgd
 from ._surrogate import surrogate
 
 _CHUNK = 512  # images that are perturbed at once

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench import ATTACKS, AttackContext, Goal, Recipe, Split, UsageError, fit
+from purebench.adversarial import pgd
 from purebench.attack import triggered
 from purebench.data import to_float
 from purebench.errors import Diverged
@@ -20,7 +21,6 @@ control: Any = import_module("purebench.attacks._control")
 clean_label: Any = import_module("purebench.attacks.clean_label")
 input_aware: Any = import_module("purebench.attacks.input_aware")
 generators: Any = import_module("purebench.attacks._generators")
-pgd: Any = import_module("purebench.attacks._pgd").pgd
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 28, 30)]
 

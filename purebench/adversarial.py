@@ -1,4 +1,4 @@
-"""PGD: images made hard for a network within a ball around them, by projected gradient steps.
+"""Adversarial: images made hard for a network, within a ball around them, by gradient steps.
 
 Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial
 Attacks", ICLR 2018, arXiv:1706.06083.
@@ -6,6 +6,7 @@ Attacks", ICLR 2018, arXiv:1706.06083.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -31,8 +32,30 @@ def pgd(
     The network works in the mode that it is in; its weights receive no gradient.
 
     Args:
+        labels: (N,); the true ones make the attack untargeted. The others: see ``ascend``.
+    """
+
+    def loss(hard: Tensor) -> Tensor:
+        return F.cross_entropy(model(hard), labels, reduction="sum")
+
+    return ascend(loss, images, eps=eps, step=step, steps=steps, norm=norm, rng=rng)
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    norm: Norm = "linf",
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """Images at most ``eps`` away from ``images`` that raise ``objective``.
+
+    Args:
+        objective: images -> a sum over them.
         images: (N, C, H, W) float in [0, 1]; so is the result, detached.
-        labels: (N,); the true ones make the attack untargeted.
         eps, step: radius and length of a step, in the norm over an image's pixels in [0, 1].
         rng: on the images' device, draws the start from the ball; without it, ``images`` start.
     """
@@ -43,8 +66,7 @@ def pgd(
     with torch.enable_grad():
         for _ in range(steps):
             hard.requires_grad_()
-            loss = F.cross_entropy(model(hard), labels, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, hard)
+            (slope,) = torch.autograd.grad(objective(hard), hard)
             ascent = slope.sign() if norm == "linf" else _unit(slope)
             hard = _nearest(images, hard.detach() + step * ascent, eps, norm)
     return hard.detach()
