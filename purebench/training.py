@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from .progress import Progress
 from .seeding import generator
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Descent = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def fit(
     progress: Progress,
     label: str = "training",
     loss: Loss | None = None,
+    descent: Descent | None = None,
     notes: MutableMapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train ``model`` in place on ``split``, which lies on the model's device; returns it in
@@ -102,6 +105,8 @@ def fit(
 
     Args:
         loss: (model, images float32 in [0, 1], labels) -> scalar; cross-entropy unless given.
+        descent: trained weights -> optimiser, whose learning rate is then set by the recipe; its
+            SGD unless given.
         notes: receives ``loss_by_epoch``.
 
     Raises:
@@ -111,14 +116,7 @@ def fit(
     device = split.images.device
     model.to(memory_format=torch.channels_last).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.SGD(
-        trained,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-        fused=True,
-    )
+    optimiser = (descent or sgd(recipe))(trained)
     steps_per_epoch = math.ceil(len(split) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
     losses = []
@@ -146,6 +144,18 @@ def fit(
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The usual loss, as ``fit`` takes it."""
     return F.cross_entropy(model(images), labels)
+
+
+def sgd(recipe: Recipe) -> Descent:
+    """The recipe's optimiser."""
+    return partial(
+        torch.optim.SGD,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        fused=True,
+    )
 
 
 def batches(split: Split, recipe: Recipe, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
