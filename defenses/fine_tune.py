@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from purebench import DEFENSES, Defense, DefenseContext, Recipe, fit
+from purebench.training import Loss
 
 
 @DEFENSES.register("fine_tune")
@@ -33,6 +34,10 @@ class FineTune(Defense):
         Recipe(self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay)
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        return self.tune(model, ctx)
+
+    def tune(self, model: nn.Module, ctx: DefenseContext, loss: Loss | None = None) -> nn.Module:
+        """Go on training ``model`` by ``loss``, cross-entropy unless given."""
         recipe = replace(
             ctx.recipe,
             epochs=self.epochs,
@@ -47,5 +52,5 @@ class FineTune(Defense):
         seed = ctx.derive("fine_tune")
         return fit(
             model, ctx.benign, recipe, seed=seed, progress=ctx.progress, label="fine-tuning",
-            notes=ctx.notes,
+            loss=loss, notes=ctx.notes,
         )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Suspect: what the defenses share that filter the training set and train anew on what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from purebench import DefenseContext, NotApplicable, Split, fit
+from purebench.layers import layer_inputs, weight_layers
+from purebench.model import reinitialise
+
+
+def suspect_split(ctx: DefenseContext) -> Split:
+    """The training split that the network was trained on. NotApplicable where it is not known."""
+    if ctx.suspect is None:
+        raise NotApplicable("the training set is not known")
+    return ctx.suspect
+
+
+def representations(
+    model: nn.Module, split: Split, classes: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each class with images: the class, their indices (n,), and what enters the last weight
+    layer on each of them (n, d)."""
+    for label in range(classes):
+        members = torch.nonzero(split.labels == label).flatten()
+        if len(members):
+            yield label, members, representation(model, split.images[members])
+
+
+def representation(model: nn.Module, images: Tensor) -> Tensor:
+    """(n, d): what enters the last weight layer on uint8 images."""
+    _, last = weight_layers(model, images)[-1]
+    return torch.cat([part.flatten(1) for part in layer_inputs(model, last, images)])
+
+
+def train_without(model: nn.Module, flagged: Tensor, ctx: DefenseContext) -> nn.Module:
+    """Give ``model`` fresh weights and train it, as the recipe says, on the suspect images that
+    are not ``flagged`` (N,). With none flagged it stays as it is."""
+    split = suspect_split(ctx)
+    count = int(flagged.sum())
+    ctx.notes["removed"] = count
+    if not count:
+        ctx.notes["warning"] = "no image was flagged: the network is returned unchanged"
+        return model
+    return fit(
+        reinitialise(model, ctx.derive("fresh weights")),
+        split[torch.nonzero(~flagged).flatten()],
+        ctx.recipe,
+        seed=ctx.derive("training"),
+        progress=ctx.progress,
+        label="training anew",
+        notes=ctx.notes,
+    )

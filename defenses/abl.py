@@ -1,0 +1,114 @@
+"""ABL: train anew, set aside the images that are learned suspiciously fast, and unlearn them.
+
+Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
+NeurIPS 2021, arXiv:2110.11571. For the first part of training a loss below ``floor`` is pushed up
+again, which keeps clean images there and lets poisoned ones fall further; those with the lowest
+loss are isolated. Training goes on with the rest, and ends with gradient ascent on the isolated.
+Ours divides the recipe's epochs, which may be two, at least one to each part, and ascends only on
+images that are still given their label: past that it would destroy the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from purebench import DEFENSES, Defense, DefenseContext, Recipe, Split, fit
+from purebench.data import to_float
+from purebench.evaluate import accuracy
+from purebench.model import reinitialise
+from purebench.training import Loss, cross_entropy
+
+from ._passes import running_statistics
+from ._suspect import suspect_split
+
+_BATCH = 500  # images a forward pass
+
+
+@DEFENSES.register("abl")
+@dataclass(frozen=True)
+class ABL(Defense):
+    """floor: loss below which an image's sign is turned in the first part, above 0.
+
+    first: share of the recipe's epochs in that part, 0 < first < 1.
+    isolated: share of the images set aside, 0 < isolated < 1.
+    ascent_epochs, ascent_lr: of the unlearning, at most; at least 1, and above 0.
+    """
+
+    paper: ClassVar[str] = "Li et al. 2021, arXiv:2110.11571"
+    default: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"training_set"})
+    floor: float = 0.5
+    first: float = 0.2
+    isolated: float = 0.01
+    ascent_epochs: int = 20
+    ascent_lr: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name in ("first", "isolated"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.floor <= 0 or self.ascent_lr <= 0:
+            raise ValueError(
+                f"floor and ascent_lr must be above 0, got {self.floor} and {self.ascent_lr}"
+            )
+        if self.ascent_epochs < 1:
+            raise ValueError(f"ascent_epochs must be at least 1, got {self.ascent_epochs}")
+
+    def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        def train(
+            model: nn.Module, part: Split, recipe: Recipe, label: str, loss: Loss
+        ) -> nn.Module:
+            seed = ctx.derive(label)
+            return fit(
+                model, part, recipe, seed=seed, progress=ctx.progress, label=label, loss=loss
+            )
+
+        split = suspect_split(ctx)
+        early = max(1, round(self.first * ctx.recipe.epochs))
+        late = max(1, ctx.recipe.epochs - early)
+        fresh = reinitialise(model, ctx.derive("fresh weights"))
+        train(fresh, split, replace(ctx.recipe, epochs=early), "first part", self.held)
+        scores = -image_losses(model, split)
+        count = max(1, round(self.isolated * len(split)))
+        flagged = torch.zeros_like(split.labels, dtype=torch.bool)
+        flagged[scores.argsort(descending=True, stable=True)[:count]] = True
+        ctx.notes["isolated"] = count
+        rest, isolated = (split[torch.nonzero(part).flatten()] for part in (~flagged, flagged))
+        train(model, rest, replace(ctx.recipe, epochs=late), "second part", cross_entropy)
+        ascent = replace(
+            ctx.recipe,
+            epochs=self.ascent_epochs,
+            lr=self.ascent_lr,
+            schedule="constant",
+            warmup=0.0,
+        )
+        train(model, isolated, ascent, "unlearning", forget)
+        ctx.notes["isolated_recognised"] = round(accuracy(model, isolated), 6)
+        return model
+
+    def held(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, of which each image's part turns its sign below ``floor``."""
+        losses: Tensor = F.cross_entropy(model(images), labels, reduction="none")
+        return ((losses - self.floor).sign() * losses).mean()
+
+
+def forget(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Less the cross-entropy, of images that are given their labels; by the running statistics of
+    BatchNorm, which these images are not to move."""
+    with running_statistics(model):
+        logits = model(images)
+    losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
+    recognised = logits.argmax(1) == labels
+    return -losses[recognised].sum() / len(losses)
+
+
+@torch.no_grad()
+def image_losses(model: nn.Module, split: Split) -> Tensor:
+    """Cross-entropy (N,) of every image, in evaluation mode."""
+    parts = zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
+    return torch.cat([F.cross_entropy(model(to_float(x)), y, reduction="none") for x, y in parts])
