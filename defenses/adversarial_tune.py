@@ -3,8 +3,8 @@
 Zeyuan Allen-Zhu, Yuanzhi Li, "Feature Purification: How Adversarial Training Performs Robust Deep
 Learning", FOCS 2021, arXiv:2005.10190: adversarial training purifies the dense mixtures out of
 features that clean training finds. The field tries the same on back doors. Adversarial images are
-PGD's, or with ``steps=1`` and ``step=eps`` FGM's. Half of the loss is on benign images; adversarial
-ones pass by the running statistics of BatchNorm, which follow the benign half.
+PGD's, or with ``steps=1`` and ``step=eps`` FGM's; half of the loss is on benign ones. BatchNorm
+works by its running statistics and keeps them, for both halves alike.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AdversarialTune(FineTune):
                     norm=self.norm,
                     rng=rng,
                 )
-                adversarial = F.cross_entropy(model(hard), labels)
-            return (F.cross_entropy(model(images), labels) + adversarial) / 2
+                both = [F.cross_entropy(model(part), labels) for part in (images, hard)]
+            return (both[0] + both[1]) / 2
 
         return self.tune(model, ctx, robust)

@@ -4,8 +4,9 @@ Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mi
 Attacks in Neural Networks", IEEE S&P 2019. For each class, the smallest mask and the pattern under
 it that lead every benign image there; a class whose mask is an outlier among the classes' masks, by
 the median absolute deviation and on the small side, is flagged. Ours searches all classes at once,
-each with its own weight of the mask's size. Where no class is flagged, the network is returned
-unchanged, and the record says so.
+each with its own weight of the mask's size, and unlearns by the running statistics of BatchNorm,
+which it keeps. Where no class is flagged, the network is returned unchanged, and the record says
+so.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class NeuralCleanse(FineTune):
             draw = torch.randint(len(flagged), (len(images),), generator=rng, device=images.device)
             which = torch.tensor(flagged, device=images.device)[draw]
             with running_statistics(model):
+                usual = F.cross_entropy(model(images), labels)
                 marked = F.cross_entropy(model(search.stamp(images, which)), labels)
-            return torch.lerp(F.cross_entropy(model(images), labels), marked, self.stamped)
+            return torch.lerp(usual, marked, self.stamped)
 
         return self.tune(model, ctx, unlearning)
 

@@ -2,8 +2,8 @@
 
 Wei, Zhang, Zha, Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared
 Adversarial Examples", NeurIPS 2023, arXiv:2307.10562. Ours takes fewer passes over the benign
-images than the authors. Adversarial images pass by the running statistics of BatchNorm, which
-follow the benign ones.
+images than the authors. BatchNorm works by its running statistics and keeps them, for benign images
+as for adversarial ones: else the network would learn to tell the two by their statistics.
 """
 
 from __future__ import annotations
@@ -78,16 +78,18 @@ class SAU(Defense):
                 errors = sum(F.cross_entropy(a, labels, reduction="sum") for a in answers) / 2
                 return self.adversarial * errors - self.shared * divergence(*answers).sum()
 
-            loss = self.benign * F.cross_entropy(model(images), labels)
             with running_statistics(model):
                 hard = ascend(
                     fooled, images, eps=self.eps, step=self.step, steps=self.steps, rng=rng
                 )
-                answers = model(hard)
+                usual, answers = model(images), model(hard)
             with torch.no_grad():
                 wrong = suspect(hard).argmax(1)
-            loss = loss + self.robust * F.cross_entropy(answers, labels)
-            return loss + self.unlearn * unlearning_loss(answers, labels, wrong)
+            return (
+                self.benign * F.cross_entropy(usual, labels)
+                + self.robust * F.cross_entropy(answers, labels)
+                + self.unlearn * unlearning_loss(answers, labels, wrong)
+            )
 
         return fit(
             model,
