@@ -1,4 +1,4 @@
-"""Channels: how active each is on benign data, and how to silence one."""
+"""Channels: how active each is on benign data, which stand out, and how to silence one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Channels:
                     module.bias[channels] = 0
 
 
-def last_channels(model: nn.Module, images: Tensor) -> Channels:
-    """Of the last convolution that data passes. NotApplicable where there is none."""
+def convolutions(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Conv2d]]:
+    """(name, layer) in the order data passes. NotApplicable where there is none."""
     convs = [
         (name, layer)
         for name, layer in weight_layers(model, images)
@@ -43,8 +43,27 @@ def last_channels(model: nn.Module, images: Tensor) -> Channels:
     ]
     if not convs:
         raise NotApplicable("the network has no convolution")
-    name, conv = convs[-1]
+    return convs
+
+
+def every_channels(model: nn.Module, images: Tensor) -> list[Channels]:
+    """Of every convolution, in the order data passes. NotApplicable where there is none."""
+    return [
+        Channels(name, conv, norm_after(model, conv, images))
+        for name, conv in convolutions(model, images)
+    ]
+
+
+def last_channels(model: nn.Module, images: Tensor) -> Channels:
+    """Of the last convolution that data passes. NotApplicable where there is none."""
+    name, conv = convolutions(model, images)[-1]
     return Channels(name, conv, norm_after(model, conv, images))
+
+
+def outliers(values: Tensor, u: float) -> Tensor:
+    """Indices of what lies more than ``u`` sample standard deviations above the mean of
+    ``values`` (C,). None of C values can where u >= (C - 1) / sqrt(C): at u = 3, of ten or less."""
+    return torch.nonzero(values > values.mean() + u * values.std()).flatten()
 
 
 def activity(model: nn.Module, channels: Channels, images: Tensor) -> Tensor:

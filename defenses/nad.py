@@ -1,0 +1,104 @@
+"""NAD: fine-tune a teacher, then train the network until it looks where the teacher looks.
+
+Li, Lyu, Koren, Lyu, Li, Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep
+Neural Networks", ICLR 2021, arXiv:2101.05930. The loss is cross-entropy plus, at the last three
+stages of the network, beta times the distance of its attention maps from the teacher's. A stage
+ends where the size of the feature map changes; the last map is taken before global pooling, where
+the term would be dead. Networks with fewer stages have the last of the betas; without a map of more
+than one position there is nothing to attend to.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from purebench import DEFENSES, Defense, DefenseContext, NotApplicable, fit
+from purebench.training import Loss
+
+from ._attention import attention_distance, stages
+from ._watch import watching
+
+
+@DEFENSES.register("nad")
+@dataclass(frozen=True)
+class NAD(Defense):
+    """betas: weights of the last stages' terms, 0 or more; the last one is the deepest stage's.
+
+    power: of the activations, above 0. teacher_epochs, epochs: of fine-tuning the teacher and of
+    distilling. batch_size, lr: of both, with momentum 0.9, weight decay 5e-4, a cosine schedule.
+    """
+
+    paper: ClassVar[str] = "Li et al. 2021, arXiv:2101.05930"
+    default: ClassVar[bool] = False
+    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
+    power: float = 2.0
+    teacher_epochs: int = 10
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_epochs", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("power", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.betas or min(self.betas) < 0:
+            raise ValueError(f"betas must be one or more, none negative, got {self.betas}")
+
+    def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        names = stages(model, ctx.benign.images)[-len(self.betas) :]
+        if not names:
+            raise NotApplicable("no feature map of the network has more than one position")
+        recipe = replace(
+            ctx.recipe,
+            epochs=self.teacher_epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            momentum=0.9,
+            weight_decay=5e-4,
+            nesterov=False,
+            schedule="cosine",
+            warmup=0.0,
+        )
+        teacher = fit(
+            copy.deepcopy(model), ctx.benign, recipe, seed=ctx.derive("teacher"),
+            progress=ctx.progress, label="teacher",
+        )  # fmt: skip
+        ctx.notes["stages"] = names
+        return fit(
+            model, ctx.benign, replace(recipe, epochs=self.epochs), seed=ctx.derive("student"),
+            progress=ctx.progress, label="student", notes=ctx.notes,
+            loss=attending(teacher, names, self.betas[-len(names) :], self.power),
+        )  # fmt: skip
+
+
+def attending(teacher: nn.Module, names: list[str], betas: tuple[float, ...], power: float) -> Loss:
+    """A loss for ``fit``: cross-entropy, and ``betas`` times the distance of the attention maps
+    of the modules ``names`` from those of ``teacher``, which is in evaluation mode."""
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted, _ = features(teacher, names, images)
+        given, logits = features(model, names, images)
+        total = F.cross_entropy(logits, labels)
+        for beta, mine, his in zip(betas, given, wanted, strict=True):
+            total = total + beta * attention_distance(mine, his, power)
+        return total
+
+    return loss
+
+
+def features(model: nn.Module, names: list[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What the modules ``names`` give on float images, and the logits."""
+    modules = [model.get_submodule(name) for name in names]
+    with watching(modules) as seen:
+        logits = model(images)
+    return [seen[module][1] for module in modules], logits
