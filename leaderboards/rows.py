@@ -385,6 +385,8 @@ def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool)
     remarks: dict[str, None] = {}
     for record in records:
         seed = record.cell.seed
+        if record.provenance:
+            remarks[record.provenance] = None
         if record.status == "skipped":
             remarks[f"skipped: {record.error}"] = None
             continue

@@ -6,7 +6,9 @@ import argparse
 import io
 import json
 import os
+import random
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -30,6 +32,9 @@ commands:
   list                   attacks, defenses, models and datasets, with their papers
   leaderboard FOLDER     the tables of all records below a folder
   show                   a picture of what an attack does to images
+  publish BOARD FOLDER   copy records to a committed board and render its table and page
+  submit FOLDER          pack records for somebody else's board
+  verify FILE            check such a package field by field, and run one of its cells again
   doctor                 versions, device, disk, data, and a self-check of repeatability
   recovery               how many wrong weights robust recovery can undo: the theory, tested, or
                          with --contaminate MODEL a trained network
@@ -88,6 +93,9 @@ def _dispatch(words: list[str]) -> int:
         "list": _list,
         "leaderboard": _leaderboard,
         "show": _show,
+        "publish": _publish,
+        "submit": _submit,
+        "verify": _verify,
         "doctor": _doctor,
         "recovery": _recovery,
     }
@@ -167,7 +175,7 @@ def _execute(config: RunConfig) -> int:
         progress.say(f"  [{len(paths)}/{plan.cell_count}] {_verdict(record, reused)}")
 
     records = list(execute(plan, done))
-    _publish(records, paths, plan.output)
+    _tell(records, paths, plan.output)
     failed = [record for record in records if record.status in ("failed", "diverged")]
     for record in failed:
         print(f"{record.status}: {record.cell}: {record.error}", file=sys.stderr)
@@ -187,7 +195,7 @@ def _verdict(record: Record, reused: bool) -> str:
     return f"{record.cell.defense['name']}: {text}" + (" (from the cache)" if reused else "")
 
 
-def _publish(records: list[Record], paths: list[Path], output: Path) -> None:
+def _tell(records: list[Record], paths: list[Path], output: Path) -> None:
     from .storage import write_atomic
 
     table = import_module("purebench.leaderboards.table")
@@ -295,6 +303,135 @@ def _draw_figures(records: list[Record], folder: Path) -> None:
         raise UsageError(f"--figures needs matplotlib: {REMEDY}") from error
     for path in written:
         print(f"figure    {path}", file=sys.stderr)
+
+
+def _publish(words: list[str]) -> int:
+    parser = _Parser(prog="bench.py publish", allow_abbrev=False)
+    parser.add_argument("board", help="its name; without a source it is rendered again")
+    parser.add_argument("source", nargs="*", help="folders of records, or a submission")
+    for name in ("dataset", "model", "attack", "defense"):
+        parser.add_argument(f"--{name}", nargs="+", default=[], help="copy these records only")
+    parser.add_argument("--provenance", choices=("self-reported", "verified", "flagged"))
+    parser.add_argument("--boards", default="leaderboards/published", metavar="DIR")
+    options = parser.read(words)
+
+    from .record import read_records
+    from .storage import need_writable
+    from .submission import unpack
+
+    if "/" in options["board"] or options["board"].startswith("."):
+        raise UsageError(f"a board's name is one folder's, got {options['board']!r}")
+    folder = Path(options["boards"]) / options["board"]
+    records: list[Record] = []
+    for source in map(Path, options["source"]):
+        if source.suffix != ".zip":
+            records += read_records([source])
+        elif options["provenance"] is None:
+            raise UsageError(f"{source}: --provenance says how far it is believed; see verify")
+        else:
+            sent = unpack(source).records.values()
+            records += [replace(record, provenance=options["provenance"]) for record in sent]
+    chosen = [record for record in records if _wanted(record, options)]
+    if options["source"] and not chosen:
+        raise UsageError(f"none of the {len(records)} records there was chosen")
+    need_writable(folder)
+    board, page = (import_module(f"purebench.leaderboards.{name}") for name in ("board", "page"))
+    count = board.add(folder, chosen)
+    try:
+        written = board.write(folder)
+    except ImportError as error:
+        raise UsageError(f"publish needs Jinja2: {page.REMEDY}") from error
+    print(f"records   {folder / 'records'}{os.sep} ({count} written)")
+    for path in written:
+        print(f"board     {path}")
+    return OK
+
+
+def _wanted(record: Record, options: dict[str, Any]) -> bool:
+    return all(
+        not options[name] or getattr(record.cell, name)["name"] in options[name]
+        for name in ("dataset", "model", "attack", "defense")
+    )
+
+
+def _submit(words: list[str]) -> int:
+    parser = _Parser(prog="bench.py submit", allow_abbrev=False)
+    parser.add_argument("folder", nargs="+", help="records are looked for here and below")
+    parser.add_argument("--by", required=True, metavar="NAME", help="who sends it")
+    parser.add_argument("--output", default="submission.zip", metavar="FILE.zip")
+    options = parser.read(words)
+
+    from .record import read_records
+    from .storage import write_atomic
+    from .submission import missing, pack
+
+    folders = [Path(folder) for folder in options["folder"]]
+    records = read_records(folders)
+    files = [path for folder in folders for path in sorted(folder.rglob("*.json"))]
+    contents = {path.name: path.read_bytes() for path in files if "records" in path.parts}
+    lacking = missing(records)
+    for line in lacking:
+        print(f"missing   {line}", file=sys.stderr)
+    if lacking:
+        raise UsageError(f"{len(lacking)} cells that a leaderboard asks for are not there")
+    write_atomic(Path(options["output"]), pack(contents, options["by"]))
+    print(f"packed    {options['output']} ({len(contents)} records, no weights)")
+    return OK
+
+
+def _verify(words: list[str]) -> int:
+    parser = _Parser(
+        prog="bench.py verify",
+        description="Check a submission, and run one of its cells again (chosen at random, unless "
+        "named). Exit code 0: verified, or sound where --no-run; 1: flagged or not whole; 2: no "
+        "submission.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.zip")
+    parser.add_argument("--cell", metavar="NAME", help="the record to run again")
+    parser.add_argument("--no-run", action="store_true", help="run nothing again")
+    _add_options(parser, ("device", "threads", "data_root", "offline", "plugin", "quiet"))
+    options = parser.read(words)
+    file, cell, idle = (options.pop(name, None) for name in ("file", "cell", "no_run"))
+
+    from .submission import missing, unpack
+
+    sent = unpack(Path(file))
+    print(f"sound     {len(sent.records)} records by {sent.by}: schema, protocol, digests, metrics")
+    lacking = missing(list(sent.records.values()))
+    for line in lacking:
+        print(f"missing   {line}")
+    if idle:
+        print("verdict   " + ("not whole" if lacking else "self-reported"))
+        return FAILED if lacking else OK
+    name = cell or random.choice(sorted(sent.records))
+    if name not in sent.records:
+        raise UsageError(f"no record {name!r} there{near_match(name, sent.records)}")
+    found = _again(sent.records[name], read_config(None, options))
+    print(f"again     {name}")
+    for line in found:
+        print(f"differs   {line}")
+    verdict = "flagged" if found else "not whole" if lacking else "verified"
+    print(f"verdict   {verdict}")
+    return OK if verdict == "verified" else FAILED
+
+
+def _again(record: Record, config: RunConfig) -> list[str]:
+    """Measure a record's cell; what comes out otherwise than it says."""
+    from .progress import Progress
+    from .runner import execute, prepare
+    from .submission import again, differences
+
+    how = ("device", "threads", "data_root", "offline", "plugin", "quiet")
+    with tempfile.TemporaryDirectory() as folder:
+        given = {name: getattr(config, name) for name in how}
+        plan = prepare(again(record, output=folder, **given), Progress(config.quiet))
+        ours = plan.cell(plan.attacks[0], plan.defenses[0], record.cell.seed)
+        foreign = [key for key, value in vars(ours).items() if value != vars(record.cell)[key]]
+        if foreign:
+            return [f"cell.{key}: not as this version has it" for key in foreign]
+        return list(differences(record, next(execute(plan))))
 
 
 def _show(words: list[str]) -> int:

@@ -552,17 +552,3 @@ def test_the_same_records_give_the_same_text(render: str) -> None:
     assert first == getattr(table, render)(list(records))
     assert "small" in first
     assert "prune" in first
-
-
-# --- the boards that are published ---------------------------------------------------------------
-
-BOARDS = sorted((Path(__file__).parent.parent / "leaderboards" / "published").glob("*/README.md"))
-
-
-@pytest.mark.parametrize("page", BOARDS, ids=lambda page: page.parent.name)
-def test_a_published_board_is_what_its_records_say(page: Path) -> None:
-    assert page.read_text("utf-8").endswith(table.markdown(read_records([page.parent])))
-
-
-def test_there_is_a_published_board() -> None:
-    assert BOARDS

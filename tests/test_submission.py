@@ -1,0 +1,274 @@
+"""Submissions and boards: what is packed is read back, and whatever was touched is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purebench.cli import FAILED, OK, USAGE, main
+from purebench.record import Record, read_record, read_records
+from purebench.submission import FORMAT, Refused, differences, missing, pack, unpack
+
+ROOT = Path(__file__).parent.parent
+board: Any = import_module("purebench.leaderboards.board")
+SMALL = [
+    *("--dataset", "shapes", "--quiet", "--set"),
+    *("shapes.train_count=200", "shapes.test_count=60", "small_cnn.width=2", "mnist_fast.epochs=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two defenses against one attack, three seeds, on toy data."""
+    folder = tmp_path_factory.mktemp("results")
+    words = ["--attack", "badnets", "--defense", "none", "prune", "--seeds", "0", "1", "2"]
+    assert main([*words, "--output", str(folder), *SMALL]) == OK
+    return folder
+
+
+@pytest.fixture
+def archive(results: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "submission.zip"
+    assert main(["submit", str(results), "--by", "A. Nother", "--output", str(file)]) == OK
+    return file
+
+
+def files(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+def rewrite(archive: Path, content: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(archive, "w") as opened:
+        for name, text in content.items():
+            opened.writestr(name, text)
+
+
+def test_what_is_packed_is_read_back(archive: Path, results: Path) -> None:
+    sent = unpack(archive)
+    assert sent.by == "A. Nother"
+    told = {path.name: read_record(path) for path in results.rglob("records/*/*.json")}
+    assert {name.removeprefix("records/"): record for name, record in sent.records.items()} == told
+    contents = {path.name: path.read_bytes() for path in results.rglob("records/*/*.json")}
+    assert pack(contents, "A. Nother") == pack(contents, "A. Nother") == archive.read_bytes()
+
+
+def test_an_incomplete_submission_is_not_packed(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = read_records([results])
+    part = tmp_path / "part" / "records"
+    for index, record in enumerate(records):
+        if (record.cell.defense["name"], record.cell.seed) != ("none", 2):
+            record.write(part / f"{index}.json")
+    file = tmp_path / "s.zip"
+    assert main(["submit", str(part.parent), "--by", "me", "--output", str(file)]) == USAGE
+    assert "shapes, small_cnn, badnets at 0.1, none: seed 2" in capsys.readouterr().err
+    assert not file.exists()
+    assert missing(records) == []
+
+
+Tamper = Callable[[dict[str, bytes]], None]
+
+
+def edit(key: str, change: Callable[[dict[str, Any]], None]) -> Tamper:
+    """Change a JSON file of the archive: the manifest, or the first record."""
+
+    def apply(content: dict[str, bytes]) -> None:
+        name = next(name for name in sorted(content) if name.startswith(key))
+        parsed = json.loads(content[name])
+        change(parsed)
+        content[name] = json.dumps(parsed).encode()
+
+    return apply
+
+
+def edit_with_digest(change: Callable[[dict[str, Any]], None]) -> Tamper:
+    """Change the first record and put its new digest into the manifest."""
+
+    def apply(content: dict[str, bytes]) -> None:
+        edit("records/", change)(content)
+        name = min(name for name in content if name.startswith("records/"))
+        manifest = json.loads(content["manifest.json"])
+        manifest["records"][name]["sha256"] = (
+            import_module("hashlib").sha256(content[name]).hexdigest()
+        )
+        content["manifest.json"] = json.dumps(manifest).encode()
+
+    return apply
+
+
+def first(manifest: dict[str, Any]) -> Any:
+    return manifest["records"][min(manifest["records"])]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "field"),
+    [
+        (edit("records/", lambda r: r["after"].update(clean_correct=1)), "sha256"),
+        (edit_with_digest(lambda r: r["after"].update(clean_correct=1)), "metrics"),
+        (edit_with_digest(lambda r: r["after"].update(clean_correct=10**6)), "clean counts"),
+        (edit_with_digest(lambda r: r["cell"].update(seed=9)), "fingerprint"),
+        (edit_with_digest(lambda r: r.update(provenance="verified")), "provenance"),
+        (edit_with_digest(lambda r: r.update(schema=99)), "schema 99"),
+        (edit("manifest", lambda m: first(m)["metrics"].update(der=1.0)), "metrics"),
+        (edit("manifest", lambda m: first(m).pop("sha256")), "expected sha256"),
+        (edit("manifest", lambda m: m.update(format="other")), "format"),
+        (edit("manifest", lambda m: m.update(protocol="pb-0")), "protocol"),
+        (edit("manifest", lambda m: m.update(by="")), "by"),
+        (edit("manifest", lambda m: m["records"].pop(min(m["records"]))), "not in manifest"),
+        (lambda c: c.pop(max(c)), "not in the archive"),
+        (lambda c: c.pop("manifest.json"), "manifest.json is missing"),
+        (lambda c: c.update({"manifest.json": b"[" * 10**5}), "manifest.json"),
+        (lambda c: c.update({"records/../../evil.json": b"{}"}), "neither"),
+        (lambda c: c.update({"/etc/evil.json": b"{}"}), "neither"),
+        (lambda c: c.update({"records\\evil.json": b"{}"}), "neither"),
+        (lambda c: c.update({"weights.pt": b"{}"}), "neither"),
+        (lambda c: c.update({"records/large.json": b" " * (2**20 + 1)}), "larger"),
+    ],
+)
+def test_a_touched_archive_is_refused(
+    archive: Path, tamper: Tamper, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = files(archive)
+    tamper(content)
+    rewrite(archive, content)
+    with pytest.raises(Refused, match=field):
+        unpack(archive)
+    assert main(["verify", str(archive), "--no-run"]) == USAGE
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_cut_archive_is_refused(archive: Path) -> None:
+    whole = archive.read_bytes()
+    for length in range(0, len(whole), max(1, len(whole) // 40)):
+        archive.write_bytes(whole[:length])
+        with pytest.raises(Refused):
+            unpack(archive)
+
+
+def test_a_lying_size_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zip may claim any size for what it unpacks to: reading stops at the limit."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("records/bomb.json", b"0" * (50 * 2**20))
+    archive.write_bytes(content.getvalue())
+    with pytest.raises(Refused, match="larger"):
+        unpack(archive)
+    monkeypatch.setattr("purebench.submission.ARCHIVE_BYTES", 100)
+    with pytest.raises(Refused, match="at most 100"):
+        unpack(archive)
+
+
+def test_verify_runs_a_cell_again(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = next(name for name in unpack(archive).records if "prune" in name)
+    assert main(["verify", str(archive), "--cell", name, "--quiet"]) == OK
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("sound     6 records by A. Nother")
+    assert told[-1] == "verdict   verified"
+
+
+def test_verify_flags_what_does_not_come_out(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counts, digests and metrics agree with one another; only measuring tells."""
+    contents = {path.name: path.read_bytes() for path in results.rglob("records/*/*.json")}
+    name = next(name for name in contents if "prune-s1" in name)
+    record = json.loads(contents[name])
+    after = record["after"]
+    after["triggered_as_target"] = (after["triggered_as_target"] + 20) % 40
+    after["triggered_as_true"] = 0
+    contents[name] = json.dumps(record).encode()
+    file = tmp_path / "s.zip"
+    file.write_bytes(pack(contents, "me"))
+    assert main(["verify", str(file), "--cell", f"records/{name}", "--quiet"]) == FAILED
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "verdict   flagged"
+    assert any(line.startswith("differs   after.asr") for line in told)
+
+
+def test_differences_are_beyond_what_machines_differ_by(results: Path) -> None:
+    record = next(r for r in read_records([results]) if r.after is not None)
+    assert record.after is not None
+    counts = record.after.clean_count
+    near = replace(record.after, clean_correct=max(0, record.after.clean_correct - counts // 100))
+    assert not list(differences(record, replace(record, after=near)))
+    failed = replace(record, status="failed", after=None)
+    assert list(differences(record, failed)) == ["status: ok, measured failed"]
+
+
+def publish(*words: str, boards: Path) -> int:
+    return main(["publish", *words, "--boards", str(boards)])
+
+
+def test_publish_and_render_again(results: Path, archive: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    boards = tmp_path / "boards"
+    assert publish("toy", str(results), "--defense", "none", "prune", boards=boards) == OK
+    folder = boards / "toy"
+    assert len(list((folder / "records").iterdir())) == 6
+    first = {path: path.read_bytes() for path in board.render(folder)}
+    assert first == board.render(folder)
+    (folder / "about.md").write_text("# A board of toys\n")
+    assert publish("toy", boards=boards) == OK
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# A board of toys\n")
+    assert "self-reported" not in text
+    sent = (str(archive), "--provenance", "self-reported")
+    assert publish("toy", *sent, boards=boards) == OK
+    assert "self-reported" in (folder / "README.md").read_text()
+    assert {record.provenance for record in read_records([folder])} == {"self-reported"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["../up", "R"], "one folder"),
+        (["toy", "R", "--defense", "fine_tune"], "none of the 6 records"),
+        (["toy", "nowhere"], "no such folder"),
+        (["toy", "A"], "--provenance"),
+    ],
+)
+def test_publish_refuses(
+    results: Path,
+    archive: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"R": str(results), "A": str(archive)}
+    boards = tmp_path / "boards"
+    assert publish(*(places.get(word, word) for word in words), boards=boards) == USAGE
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.md"))
+
+
+def test_names_of_foreign_records_stay_in_their_folder(results: Path, tmp_path: Path) -> None:
+    record: Record = read_records([results])[0]
+    hostile = replace(record.cell, attack={**record.cell.attack, "name": "../../evil"})
+    board.add(tmp_path / "toy", [replace(record, cell=hostile, fingerprint="../" * 9)])
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "toy" / "records"]
+
+
+def test_committed_boards_are_what_their_records_give() -> None:
+    pytest.importorskip("jinja2")
+    folders = sorted(
+        path.parent for path in (ROOT / "leaderboards" / "published").glob("*/records")
+    )
+    assert folders
+    for folder in folders:
+        for path, content in board.render(folder).items():
+            assert path.read_bytes() == content, f"python bench.py publish {folder.name}"
+
+
+def test_the_format_is_named() -> None:
+    assert FORMAT.startswith("purebench-submission-")
