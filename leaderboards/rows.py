@@ -159,7 +159,7 @@ def _settings(shared: Iterable[dict[str, Any]]) -> list[str]:
         namesakes.append(
             (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), _flat(cell))
         )
-    labels = _told_apart(namesakes, " · {}")
+    labels = told_apart(namesakes, " · {}")
     return [
         setting + labels[canonical(list(namesake))].removeprefix(namesake[0])
         for setting, namesake in zip(told, namesakes, strict=True)
@@ -175,7 +175,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _told_apart(named: Sequence[tuple[str, dict[str, Any]]], form: str) -> dict[str, str]:
+def told_apart(named: Sequence[tuple[str, dict[str, Any]]], form: str) -> dict[str, str]:
     """Canonical (name, settings) -> the name, and where it stands there with several settings,
     those that differ, put into ``form``."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -205,7 +205,7 @@ def _labelled(records: Sequence[Record]) -> list[tuple[str, str, Record]]:
             plugin = getattr(record.cell, side)
             rate = {"rate": record.cell.poison_rate} if side == "attack" else {}
             plugins.append((plugin["name"], {**plugin["settings"], **rate}))
-        labels = _told_apart(plugins, " ({})")
+        labels = told_apart(plugins, " ({})")
         sides.append([labels[canonical(list(plugin))] for plugin in plugins])
     return list(zip(*sides, records, strict=True))
 

@@ -216,11 +216,11 @@ def _pipe(table: Table) -> str:
     for row, first_below in _with_line(table):
         if first_below:
             lines.append(["*below: ACC drop > 5*", *[""] * (len(shown) - 1)])
-        cells = [(column, _markdown_text(column.text(row))) for column in shown]
+        cells = [(column, markdown_text(column.text(row))) for column in shown]
         lines.append([f"**{cell}**" if best[column] is row else cell for column, cell in cells])
-    told = [_markdown_text(line) for line in notes(table)]
+    told = [markdown_text(line) for line in notes(table)]
     body = _tabulate(shown, lines, "pipe")
-    return "\n\n".join([f"**{_markdown_text(table.title)}**", body, *told])
+    return "\n\n".join([f"**{markdown_text(table.title)}**", body, *told])
 
 
 # tabulate escapes LaTeX's own characters: what shall be LaTeX passes as private characters
@@ -282,7 +282,7 @@ def plain(text: str) -> str:
     return "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in text)
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     for special in "\\|<*`[":
         text = text.replace(special, "\\" + special)
     return plain(text)

@@ -248,12 +248,15 @@ def _leaderboard(words: list[str]) -> int:
     kinds = ("screen", "markdown", "csv", "json", "latex")
     parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
+    parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
     parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
     parser.add_argument("--triggers", metavar="DIR", help="PNG files for the page's gallery")
     parser.add_argument("--figures", metavar="DIR", help="write figures for papers")
     options = parser.read(words)
     if options["triggers"] and not options["page"]:
         raise UsageError("--triggers is for --page FILE.html")
+    if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
+        raise UsageError("--undefended is for --format screen and markdown")
 
     from .record import read_records
 
@@ -264,7 +267,10 @@ def _leaderboard(words: list[str]) -> int:
     writes = options["page"] or options["figures"]
     kind = options["format"] or (None if writes else "screen")
     try:
-        if kind:
+        if options["undefended"]:
+            undefended = import_module("purebench.leaderboards.undefended")
+            print(getattr(undefended, kind or "screen")(records).rstrip("\n"))
+        elif kind:
             render = renders.get(kind) or getattr(table, kind)
             print(render(records, options["attack"]).rstrip("\n"))
         if options["page"]:

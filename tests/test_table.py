@@ -7,13 +7,12 @@ import io
 import json
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from purebench.evaluate import Scores
-from purebench.record import Cell, Record, read_records
+from purebench.record import Cell, Record
 
 table: Any = import_module("purebench.leaderboards.table")
 rows: Any = import_module("purebench.leaderboards.rows")

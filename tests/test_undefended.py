@@ -1,0 +1,85 @@
+"""The table of what attacks do before anybody defends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from purebench.cli import USAGE, main
+from purebench.evaluate import Scores
+from purebench.record import Cell, Record
+
+undefended: Any = import_module("purebench.leaderboards.undefended")
+
+CELL = Cell(
+    dataset={"name": "mnist", "settings": {}},
+    model={"name": "small_cnn", "settings": {}},
+    attack={"name": "blend", "settings": {"alpha": 0.2}, "revision": 1},
+    defense={"name": "none", "settings": {}, "revision": 1},
+    recipe={"name": "mnist_fast", "settings": {}},
+    seed=0,
+    poison_rate=0.1,
+    clean_label=False,
+    target=0,
+    all_to_all=False,
+    benign_fraction=0.05,
+    benign_source="train",
+)
+
+
+def record(success: int, seed: int = 0, rate: float = 0.1, **cell: Any) -> Record:
+    scores = Scores(99, 100, success, 0, 90, 12, 0)
+    return Record(
+        cell=replace(CELL, seed=seed, poison_rate=rate, **cell),
+        fingerprint="",
+        victim="",
+        status="ok",
+        before=scores,
+        after=scores,
+        stealth={"psnr": 20.0, "ssim": 0.9, "linf": 0.2, "l2": 1.5},
+        cost={"seconds": 0.0, "training_seconds": 12.0},
+    )
+
+
+def test_a_line_an_attack_and_rate() -> None:
+    clean = {"attack": {"name": "none", "settings": {}, "revision": 1}}
+    sig = {"attack": {"name": "sig", "settings": {}, "revision": 1}, "clean_label": True}
+    defended = {"defense": {"name": "prune", "settings": {}, "revision": 1}}
+    found = undefended.lines(
+        [
+            record(90),
+            record(45, seed=1),
+            record(9, rate=0.01),
+            record(0, rate=0.5, **sig),
+            record(0, rate=0.0, **clean),
+            record(0, **defended),
+        ]
+    )
+    assert [line[:5] for line in found] == [
+        ["none", "–", "99.00", "–", "–"],
+        ["blend", "0.1", "99.00 ± 0.00", "75.00 ± 35.36", "1 of 2"],
+        ["blend", "0.01", "99.00", "10.00", "0 of 1"],
+        ["sig", "0.5 of the class", "99.00", "0.00", "0 of 1"],
+    ]
+    assert found[1][5:] == ["20.0", "0.900", "0.200", "1.50", "12"]
+
+
+def test_a_training_that_failed_did_not_take() -> None:
+    failed = replace(record(90, seed=1), status="failed", before=None, after=None, cost={})
+    (line,) = undefended.lines([record(90), failed])
+    assert line[3:5] == ["100.00", "1 of 2"]
+
+
+def test_hostile_names_stay_in_their_cell() -> None:
+    named = {"attack": {"name": "a|b\n<c>", "settings": {}, "revision": 1}}
+    text = undefended.markdown([record(90, **named)])
+    assert len(text.splitlines()) == 3
+    assert "a\\|b \\<c>" in text
+
+
+def test_other_formats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", "x", "--undefended", "--format", "csv"]) == USAGE
+    assert "--undefended" in capsys.readouterr().err
