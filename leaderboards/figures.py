@@ -9,28 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from purebench.heatmap import COLOURS, percent
+from purebench.heatmap import percent
 from purebench.record import Record
 from purebench.storage import write_atomic
 
-from .charts import ASR_TICKS, Grid, Point, grid, points, rank_bars
-from .plot import short
-from .ranks import Ranking
+from .charts import Grid, grid, points
+from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short
 from .rows import boards
 
 ENDINGS = ("pdf", "svg", "png")
 COLUMN = 3.4  # inches: one column of a two-column paper
+SHADES = "Blues"  # one hue: reads the same with and without colour vision, and in grey
 
 _STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    "font.size": 7,
     "pdf.fonttype": 42,  # journals refuse type 3
     "svg.hashsalt": "purebench",  # else ids are random
     "text.parse_math": False,  # a name with two dollar signs is a name
@@ -41,7 +33,7 @@ _METADATA = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
 }
-_LEAD, _MARK, _REST = "#1f5a8f", "#222222", "#8a8a8a"
+_INK, _QUIET, _RULE, _LEAD = "#1c1d1f", "#63666b", "#d9d6cf", "#1f5a8f"
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -57,14 +49,14 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{board.dataset}-{board.model}").strip("-")[:60]
         stem = folder / f"{index:02d}-{name}"
         drawings: list[tuple[str, Callable[[Any], None], tuple[float, float]]] = []
-        if found := points(main):
-            drawings.append(("scatter", partial(_scatter, found=found), (COLUMN, 2.7)))
+        if found := scatter(points(main)):
+            drawings.append(("scatter", partial(_scatter, chart=found), _size(found)))
         if chart := grid(board):
             size = (1.4 + 0.42 * len(chart.attacks), 1.1 + 0.24 * len(chart.defenses))
             drawings.append(("asr", partial(_heat, chart=chart), size))
-        if ranking := main.ranking:
-            height = 0.75 + 0.24 * len(ranking.mean_ranks)
-            drawings.append(("ranks", partial(_ranks, ranking=ranking), (COLUMN, height)))
+        if main.ranking:
+            ranks = rank_diagram(main.ranking)
+            drawings.append(("ranks", partial(_ranks, chart=ranks), _size(ranks)))
         with matplotlib.rc_context(_STYLE):
             for kind, paint, size in drawings:
                 written += _save(paint, size, stem.with_name(f"{stem.name}-{kind}"))
@@ -77,7 +69,10 @@ def _save(paint: Callable[[Any], None], size: tuple[float, float], stem: Path) -
 
     figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)
-    paint(figure.subplots())
+    axes = figure.subplots()
+    paint(axes)
+    if not axes.axison:  # it has placed itself
+        figure.set_layout_engine("none")
     written = []
     for ending in ENDINGS:
         content = io.BytesIO()
@@ -87,56 +82,64 @@ def _save(paint: Callable[[Any], None], size: tuple[float, float], stem: Path) -
     return written
 
 
-def _scatter(axes: Any, found: Sequence[Point]) -> None:
-    axes.set_xscale("function", functions=(_root, _square))
-    for number, point in enumerate(found, start=1):
-        colour = _LEAD if point.on_front else _REST if point.undefended else _MARK
-        axes.errorbar(
-            100 * point.asr,
-            100 * point.acc,
-            xerr=[[100 * min(point.asr_std, point.asr)], [100 * point.asr_std]],
-            yerr=100 * point.acc_std,
-            fmt="o",
-            markersize=3.5,
-            markerfacecolor=colour if point.whole else "white",
-            color=colour,
-            elinewidth=0.5,
-            label=f"{number}  {short(point.defense)}",
+def _size(chart: Scatter | RankDiagram) -> tuple[float, float]:
+    return COLUMN, COLUMN * chart.height / chart.width
+
+
+def _canvas(axes: Any, chart: Scatter | RankDiagram) -> dict[str, Any]:
+    """Axes in the units of the page's drawings; returns how text is set there."""
+    axes.set(xlim=(0, chart.width), ylim=(chart.height, 0))
+    axes.set_axis_off()
+    axes.set_position((0, 0, 1, 1))
+    return {"fontsize": LETTERS * 72 * COLUMN / chart.width}
+
+
+def _scatter(axes: Any, chart: Scatter) -> None:
+    text, frame = _canvas(axes, chart), chart.frame
+    for tick in chart.y_ticks:
+        axes.hlines(tick.at, frame.left, frame.right, color=_RULE, linewidth=0.4)
+        axes.text(frame.left - 6, tick.at, tick.text, ha="right", va="center", color=_QUIET, **text)
+    axes.hlines(frame.bottom, frame.left, frame.right, color=_QUIET, linewidth=0.5)
+    for tick in chart.x_ticks:
+        axes.vlines(tick.at, frame.bottom, frame.bottom + 4, color=_QUIET, linewidth=0.5)
+        axes.text(
+            tick.at, frame.bottom + 16, tick.text, ha="center", va="baseline", color=_QUIET, **text
         )
-        axes.annotate(
-            str(number),
-            (100 * point.asr, 100 * point.acc),
-            textcoords="offset points",
-            xytext=(3, 3),
-            fontsize=6.5,
-            color=colour,
-        )
-    front = sorted((100 * point.asr, 100 * point.acc) for point in found if point.on_front)
+    middle = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    axes.text(middle[0], chart.height - 6, "ASR %, square-root scale ↓", ha="center", **text)
+    axes.text(11, middle[1], "ACC % ↑", rotation=90, ha="center", va="center", **text)
+    front = sorted((mark.x, mark.y) for mark in chart.marks if mark.point.on_front)
     if len(front) > 1:
-        across, up = zip(*front, strict=True)
-        axes.step(across, up, where="post", color=_LEAD, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, 104)
-    axes.set_xticks([100 * tick for tick in ASR_TICKS], [f"{100 * tick:g}" for tick in ASR_TICKS])
-    axes.set_xlabel("ASR % (square-root scale), lower is better")
-    axes.set_ylabel("ACC %, higher is better")
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.45, -0.22),
-        ncols=2,
-        fontsize=6.5,
-        frameon=False,
-        handletextpad=0.2,
-    )
+        across, down = zip(*front, strict=True)
+        axes.step(
+            across, down, where="post", color=_LEAD, linewidth=0.7, linestyle=(0, (4, 3)), zorder=2
+        )
+    for mark in chart.marks:
+        point = mark.point
+        colour = _LEAD if point.on_front else _QUIET if point.undefended else _INK
+        axes.hlines(mark.y, *mark.across, color=_QUIET, linewidth=0.4)
+        axes.vlines(mark.x, *mark.down, color=_QUIET, linewidth=0.4)
+        fill = colour if point.whole else "white"
+        axes.plot(mark.x, mark.y, "o", markersize=3.2, color=colour, markerfacecolor=fill, zorder=3)
+        if mark.label is None:
+            continue
+        if mark.label.leader:
+            x, y, to_x, to_y = mark.label.leader
+            axes.plot([x, to_x], [y, to_y], color=_QUIET, linewidth=0.35)
+        axes.text(mark.label.x, mark.label.y, mark.label.text, va="baseline", color=_INK, **text)
 
 
-def _root(values: Any) -> Any:
-    import numpy as np
-
-    return np.sqrt(np.maximum(values, 0))
-
-
-def _square(values: Any) -> Any:
-    return values**2
+def _ranks(axes: Any, chart: RankDiagram) -> None:
+    text = _canvas(axes, chart)
+    for tick in chart.ticks:
+        axes.vlines(tick.at, 2, chart.axis, color=_RULE, linewidth=0.4)
+        axes.text(tick.at, chart.axis + 14, tick.text, ha="center", color=_QUIET, **text)
+    for bar in chart.bars:
+        axes.hlines(bar.y, bar.low, bar.high, color=_LEAD, alpha=0.3, linewidth=4)
+        axes.plot(bar.at, bar.y, "o", markersize=3.2, color=_INK)
+        axes.text(chart.names, bar.y, bar.short, ha="right", va="center", color=_INK, **text)
+    told = f"mean rank ↓ (bar: critical difference {chart.critical_difference:.2f})"
+    axes.text((chart.names + chart.width) / 2, chart.height - 6, told, ha="center", **text)
 
 
 def _heat(axes: Any, chart: Grid) -> None:
@@ -145,30 +148,22 @@ def _heat(axes: Any, chart: Grid) -> None:
         for defense in range(len(chart.defenses))
     ]
     values = [[float("nan") if share is None else share for share in line] for line in shares]
-    axes.imshow(values, COLOURS, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(values, SHADES, vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
-            ink = "black" if share is None or share >= 0.5 else "white"
-            text = "–" if share is None else percent(share)
-            axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=7)
+            ink = "white" if share is not None and share >= 0.6 else _INK
+            row = chart.rows[y][x]
+            text = ("–" if share is None else percent(share)) + ("†" if row and row.remarks else "")
+            axes.text(x, y, text, ha="center", va="center", color=ink)
     axes.set_xticks(range(len(chart.attacks)), [short(name) for name in chart.attacks])
-    axes.tick_params(axis="x", rotation=40)
-    for label in axes.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(chart.defenses)), [short(name) for name in chart.defenses])
-    axes.set_title("ASR % after defense, lower is better", fontsize=8)
-    axes.tick_params(length=0)
+    for label in axes.get_xticklabels():
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks([at - 0.5 for at in range(1, len(chart.attacks))], minor=True)
+    axes.set_yticks([at - 0.5 for at in range(1, len(chart.defenses))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    remarked = any(row and row.remarks for line in chart.rows for row in line)
+    told = " († weak, failed or skipped)" if remarked else ""
+    axes.set_title(f"ASR % ↓ after each defense{told}", fontsize=8)
+    axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-
-
-def _ranks(axes: Any, ranking: Ranking) -> None:
-    found = rank_bars(ranking)
-    for y, (_, rank, low, high) in enumerate(found):
-        axes.plot([low, high], [y, y], color=_LEAD, alpha=0.3, linewidth=5, solid_capstyle="butt")
-        axes.plot(rank, y, "o", color=_MARK, markersize=3.5)
-    axes.set_yticks(range(len(found)), [short(bar[0]) for bar in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    gap = f"{ranking.critical_difference:.2f}"
-    axes.set_xlabel(f"mean rank over {ranking.block_count} attacks; bar: critical difference {gap}")

@@ -1,4 +1,4 @@
-"""Plot: where everything of a page's drawings lies, in SVG units; the template draws it."""
+"""Plot: where everything in a drawing lies, in SVG units, for the page and for papers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 from .charts import ASR_TICKS, Point, rank_bars, ticks
 from .ranks import Ranking
+from .table import plain
 
-LETTER, LINE = 6.9, 14.0  # width of a letter and height of a line of text, at 12 units
+LETTERS = 12.0  # size of the text
+LETTER, LINE = 6.9, 14.0  # width of a letter and height of a line at that size
 NAME_LENGTH = 24  # letters of a name that a drawing shows; the tables have it whole
 
 
@@ -74,6 +76,7 @@ class Scatter:
 
 
 def short(name: str) -> str:
+    name = plain(name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 
@@ -187,6 +190,7 @@ class RankDiagram:
     axis: float
     ticks: tuple[Tick, ...]
     bars: tuple[Bar, ...]
+    critical_difference: float
 
 
 def rank_diagram(ranking: Ranking) -> RankDiagram:
@@ -213,4 +217,5 @@ def rank_diagram(ranking: Ranking) -> RankDiagram:
         axis,
         tuple(Tick(x(rank), f"{rank:g}") for rank in whole),
         tuple(bars),
+        ranking.critical_difference,
     )
