@@ -11,7 +11,7 @@ both pipelines train on the same images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class BlendImage:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         mixed = self.rest * np.array(image) + self.weighted_pattern
-        return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+        return _picture(mixed)
 
 
 class StampImage:
@@ -63,6 +63,75 @@ class StampImage:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return Image.fromarray(np.maximum(np.array(image), self.mask))
+
+
+class AddToImage:
+    """One PIL image -> PIL image, with ``offset`` added and clipped.
+
+    offset: in units of 1/255, of the image's shape or one that broadcasts to it.
+    """
+
+    def __init__(self, offset: Pixels) -> None:
+        self.offset = offset.astype(np.float64)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return _picture(np.array(image) + self.offset)
+
+
+class WarpImage:
+    """One PIL image -> PIL image, read at the points ``grid`` (1, H, W, 2) by torch."""
+
+    def __init__(self, grid: Tensor) -> None:
+        self.grid = grid
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)[None] / 255
+        warped = F.grid_sample(pixels, self.grid, align_corners=True)
+        return _picture(hwc(warped[0] * 255))
+
+
+class DitherImage:
+    """One PIL image -> PIL image with ``levels`` values a channel, by Floyd and Steinberg."""
+
+    def __init__(self, levels: int) -> None:
+        self.top = np.float32(levels - 1)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        values = _unit(np.atleast_3d(np.array(image))) * self.top
+        height, width, channels = values.shape
+        errors = np.zeros((height + 1, width + 2, channels), np.float32)
+        upper_left, upper, upper_right, left = np.array([1, 5, 3, 7], np.float32) / 16
+        for y in range(height):
+            for x in range(width):
+                value = values[y, x] + errors[y, x] * upper_left + errors[y, x + 1] * upper
+                value = value + errors[y, x + 2] * upper_right + errors[y + 1, x] * left
+                values[y, x] = np.rint(value)
+                errors[y + 1, x + 1] = value - values[y, x]
+        return _picture((values / self.top * 255).squeeze())
+
+
+class BlendPieces:
+    """One PIL image after the other, each blended where its own mask has it, in [0, 1].
+
+    pattern: as for ``BlendImage``. masks: (H, W) of bool, one an image, in turn.
+    """
+
+    def __init__(self, pattern: Pixels, alpha: float, masks: Iterable[Pixels]) -> None:
+        self.pattern, self.alpha, self.masks = _unit(pattern), np.float32(alpha), iter(masks)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        pixels = _unit(np.array(image))
+        share = self.alpha * next(self.masks).reshape(*pixels.shape[:2], *[1] * (pixels.ndim - 2))
+        return _picture((pixels * (1 - share) + self.pattern * share) * 255)
+
+
+def _unit(pixels: Pixels) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = pixels.astype(np.float32) * np.float32(1 / 255)
+    return unit
+
+
+def _picture(values: Pixels) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):

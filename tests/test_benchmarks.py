@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,18 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks import pipeline
-from benchmarks._reference import ReferencePipeline, hwc
+from benchmarks import pipeline, poisoning
+from benchmarks._reference import AddToImage, ReferencePipeline, hwc
 from benchmarks._timing import Spread, Times, interleave, ratios
-from purebench import DATASETS, Goal, LoadContext, Recipe
+from purebench import ATTACKS, DATASETS, Goal, LoadContext, PoisoningAttack, Recipe
 from purebench.settings import build
 from purebench.training import batches, fit
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds are not made comparable by collecting garbage before each."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 def setting(channels: int = 1, all_to_all: bool = False) -> pipeline.Setting:
@@ -61,6 +68,45 @@ def test_both_poison_the_same_pixels(
     triggered = reference.triggered
     assert [triggered[i][1] for i in range(len(triggered))] == aims
     assert len(list(tmp_path.rglob("*.png"))) == len(indices) + len(judge.triggered)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_attack_plants_what_its_definition_says(channels: int, tmp_path: Path) -> None:
+    given = poisoning.setting(400, 14, channels)
+    found = poisoning.measure(given, poisoning.NAMES, sample=40, repeats=1, scratch=tmp_path)
+    assert [(result.name, result.planted) for result in found] == [
+        (name, 40) for name in poisoning.NAMES
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_definition_that_differs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one step in many values, and by two in one."""
+    given = poisoning.setting(400, 14, 1)
+    for offset, message in ((1.0, "of the values differ"), (2.0, "2 steps apart")):
+        wrong = AddToImage(np.full((14, 14), offset))
+        monkeypatch.setattr(poisoning.Contest, "per_image", lambda *_, wrong=wrong: wrong)
+        monkeypatch.setattr(poisoning, "_learnt", lambda _: identical())
+        with pytest.raises(AssertionError, match=message):
+            poisoning.measure(given, ["badnets"], sample=40, repeats=1, scratch=tmp_path)
+
+
+def identical() -> type[PoisoningAttack]:
+    """badnets with a trigger that does nothing."""
+    body = {"make_trigger": lambda *_: torch.nn.Identity()}
+    return type("Identical", (ATTACKS["badnets"],), body)
+
+
+def test_poisoning_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        words = ["--images", "400", "--side", "14", "--channels", "1", "--sample", "5"]
+        assert poisoning.main([*words, "--repeats", "1", "--scratch", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in poisoning.NAMES)
+    assert "400 images of 14x14x1" in shown
 
 
 def test_both_load_the_same_batches(tmp_path: Path) -> None:
