@@ -41,7 +41,7 @@ class NAD(Defense):
     teacher_epochs: int = 10
     epochs: int = 10
     batch_size: int = 64
-    lr: float = 0.01
+    lr: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("teacher_epochs", "epochs", "batch_size"):

@@ -9,7 +9,8 @@ weights went, summed; in the first n, the share m of weights that went farthest 
 The authors choose n by test ASR. Here it is the largest of the shares from which benign images can
 bring the network back: after a short stage 2 of ``trial`` epochs, accuracy on held-out benign
 images is within the budget of what it was. As much is reset as can be afforded, whatever the
-attack.
+attack. The learning rate of ascent is ten times theirs, with which MNIST takes over 1,000 steps to
+unlearn.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class TSBD(Defense):
 
     paper: ClassVar[str] = "Lin et al. 2024, arXiv:2405.20291"
     default: ClassVar[bool] = False
-    unlearn_lr: float = 1e-4
-    unlearn_steps: int = 1000
-    shares: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    unlearn_lr: float = 1e-3
+    unlearn_steps: int = 250
+    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
     m: float = 0.7
     budget: float = 0.02
     trial: int = 2
