@@ -9,7 +9,8 @@ set. A channel is pruned where the divergence
 of what benign images give it (mean m, variance v) from what is stored (M, V) is an outlier of its
 layer. Ours takes m and v over all benign images, where the authors' code takes one batch, and
 counts them in the network as given, before any channel is pruned. At the authors' u = 3 a layer of
-ten channels or less cannot lose one.
+ten channels or less cannot lose one. On MNIST it weakens badnets and hardly touches blend, see
+``clp``.
 """
 
 from __future__ import annotations

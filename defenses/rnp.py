@@ -10,8 +10,10 @@ with test ASR): ours is the largest of 0, 0.05, ... 0.95 that leaves the accurac
 that no mask was learnt on within the budget. The masks' learning rate is a tenth of theirs (0.2),
 which is for thousands of channels: of the 136 of small_cnn it sends a third to zero at once.
 
-On small_cnn it mostly prunes what the clean task needs, and the budget stops it early: with so few
-channels, those that unlearning has spoilt are the clean ones.
+It rests on an unlearnt network seeing the target class everywhere, for the back door is what is
+left of it. small_cnn, once it has unlearnt MNIST at this rate or a tenth of it, sees a 4, a 7 or an
+8 instead (seeds 10 and 11, badnets and blend, target 0). The masks then fall on clean channels, the
+budget stops pruning early, and the back door stays.
 """
 
 from __future__ import annotations
