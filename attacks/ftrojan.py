@@ -23,8 +23,8 @@ from purebench import ATTACKS, PoisoningAttack
 
 from .low_frequency import AdditiveTrigger, cosines
 
-# red, green and blue of a unit of U plus a unit of V (ITU-R BT.601, Y unchanged)
-_COLOUR = (1.140, -0.395 - 0.581, 2.032)
+# red, green and blue of a unit of U plus a unit of V, which are Cb and Cr in the authors' code
+_COLOUR = (1.403, -0.344 - 0.714, 1.773)
 
 
 def wave(size: int, frequency: int) -> Tensor:

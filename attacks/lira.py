@@ -98,12 +98,11 @@ class Lira(Attack):
     def loss(
         self, model: nn.Module, trigger: nn.Module, batch: Batch, ctx: AttackContext
     ) -> Tensor:
-        """The clean and the triggered images' mean losses, weighted."""
+        """The triggered and the clean images' mean losses, weighted; a batch may lack either."""
         count = batch.count
-        if not count:
-            return self.alpha * F.cross_entropy(model(batch.images), batch.labels)
-        marked = trigger(batch.images[:count])
+        marked = trigger(batch.images[:count]) if count else batch.images[:0]
         logits = model(torch.cat([marked, batch.images[count:]]))
-        backdoor = F.cross_entropy(logits[:count], ctx.goal.labels(batch.labels[:count]))
-        clean = F.cross_entropy(logits[count:], batch.labels[count:])
+        aims = torch.cat([ctx.goal.labels(batch.labels[:count]), batch.labels[count:]])
+        losses = F.cross_entropy(logits, aims, reduction="none")
+        backdoor, clean = (part.sum() / max(1, len(part)) for part in losses.tensor_split([count]))
         return self.alpha * clean + (1 - self.alpha) * backdoor
