@@ -7,9 +7,10 @@ bottom right corner without a margin.
 Ours departs in these. The authors start from a network that others trained, invert training images
 out of it and retrain some of its layers; here the attack trains the clean network, and poisons the
 training split as the field's benchmarks do. Neurons are those of the last hidden layer that weigh
-most in the target's logit (all-to-all: in all logits), times how much a square of noise moves them:
+most in the target's logit (all-to-all: in all logits), times how far a square of noise raises them:
 the authors weigh all that leaves a layer, and leave out by hand what the square cannot reach.
-The excitation is sought on training images, not on an empty one.
+The excitation is sought on training images, not on an empty one. One neuron is the default: a
+square raises that far above what clean digits do, and no second one along with it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def chosen(weight: Tensor, reach: Tensor, goal: Goal, count: int) -> Tensor:
 
     Args:
         weight: (K, F), of the layer from neurons to logits.
-        reach: (F,), how far the square moves each neuron.
+        reach: (F,), how far a square of noise raises each neuron.
     """
     pull = weight.abs().sum(0) if goal.all_to_all else weight[goal.target]
     return (pull * reach).topk(min(count, len(pull))).indices
@@ -87,7 +88,7 @@ class TrojanNN(PoisoningAttack):
 
     paper: ClassVar[str] = "Liu et al. 2018, NDSS"
     area: float = 0.07
-    neurons: int = 2
+    neurons: int = 1
     excitement: float = 10.0
     steps: int = 100
     lr: float = 0.1
@@ -126,16 +127,17 @@ class TrojanNN(PoisoningAttack):
         judged = sample(_JUDGED)
         with torch.no_grad():
             clean = entering(model, head, judged)
-            reach = (entering(model, head, stamped(judged, square)) - clean).abs().mean(0)
+            reach = (entering(model, head, stamped(judged, square)) - clean).clamp_min(0).mean(0)
             neurons = chosen(head.weight, reach, ctx.goal, self.neurons)
             highest = clean[:, neurons].amax(0).clamp_min(1e-6)
-        wanted = (self.excitement * highest).expand(ctx.recipe.batch_size, -1)
+        wanted = torch.full((ctx.recipe.batch_size, len(neurons)), self.excitement).to(square)
         square.requires_grad_()
         adam = torch.optim.Adam([square], lr=self.lr)
         for _ in range(self.steps):
             marked = stamped(sample(len(wanted)), square)
             adam.zero_grad(set_to_none=True)
-            F.mse_loss(entering(model, head, marked)[:, neurons], wanted).backward()
+            excited = entering(model, head, marked)[:, neurons] / highest
+            F.mse_loss(excited, wanted).backward()
             adam.step()
             with torch.no_grad():
                 square.clamp_(0, 1)
