@@ -495,7 +495,7 @@ def test_a_reader_that_has_gone(word: str, unbuffered: str) -> None:
         (["lits"], r"unknown command 'lits'; did you mean 'list'\?"),
         (
             ["blend"],
-            r"unknown command 'blend'; known: doctor, leaderboard, list, recovery, run, show",
+            r"unknown command 'blend'; known: doctor, leaderboard, list, publish, recovery",
         ),
         (["--atack", "blend"], r"unknown option '--atack'; did you mean '--attack'\?"),
         (["--seed=3"], r"unknown option '--seed'; did you mean '--seeds'\?"),

@@ -45,9 +45,12 @@ def record(success: int, seed: int = 0, rate: float = 0.1, **cell: Any) -> Recor
 
 
 def test_a_line_an_attack_and_rate() -> None:
-    clean = {"attack": {"name": "none", "settings": {}, "revision": 1}}
-    sig = {"attack": {"name": "sig", "settings": {}, "revision": 1}, "clean_label": True}
-    defended = {"defense": {"name": "prune", "settings": {}, "revision": 1}}
+    clean: dict[str, Any] = {"attack": {"name": "none", "settings": {}, "revision": 1}}
+    sig: dict[str, Any] = {
+        "attack": {"name": "sig", "settings": {}, "revision": 1},
+        "clean_label": True,
+    }
+    defended: dict[str, Any] = {"defense": {"name": "prune", "settings": {}, "revision": 1}}
     found = undefended.lines(
         [
             record(90),
@@ -74,7 +77,7 @@ def test_a_training_that_failed_did_not_take() -> None:
 
 
 def test_hostile_names_stay_in_their_cell() -> None:
-    named = {"attack": {"name": "a|b\n<c>", "settings": {}, "revision": 1}}
+    named: dict[str, Any] = {"attack": {"name": "a|b\n<c>", "settings": {}, "revision": 1}}
     text = undefended.markdown([record(90, **named)])
     assert len(text.splitlines()) == 3
     assert "a\\|b \\<c>" in text
