@@ -38,31 +38,37 @@ def strongest_within(
 ) -> float:
     """The first of ``strengths`` not found to cost more than ``budget``, else the last.
 
-    What a strength costs is measured across ``folds``: a part of the benign images judges a repair
-    made with the others. With few images every part has its turn; with many, as many parts as
-    hold ``JUDGES`` images are enough. A cost has to exceed the budget by its standard error: among
-    few images a handful of errors is chance, and a filter that is too weak keeps the back door.
+    A cost is benign accuracy lost against the last and weakest strength, not against ``model``:
+    that has met the benign images in training, and a repair seems to lose what was learnt by heart.
+    It is measured across ``folds``: a part of the benign images judges a repair made with the
+    others. With few images every part has its turn; with many, as many parts as hold ``JUDGES``
+    images are enough. It has to exceed the budget by its standard error: among few images a handful
+    of errors is chance, and a filter that is too weak keeps the back door.
     """
-    benign = ctx.benign
-    parts = list(_folds(benign, ctx, folds))
-    parts = parts[: -(-JUDGES // len(parts[0][1]))]
-    before = torch.cat([correct(model, benign[held]) for _, held in parts])
     if len(strengths) == 1:
         return strengths[0]
+    parts = list(_folds(ctx.benign, ctx, folds))
+    parts = parts[: -(-JUDGES // len(parts[0][1]))]
     tried = ctx.notes.setdefault("benign_drop_by_strength", {})
     with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
-        for strength in strengths:
-            after = []
+
+        def held_out(strength: float) -> Tensor:
+            """Which of the judging images are still classified correctly, as 0 and 1."""
+            found = []
             for rest, held in parts:
-                repaired = repair(copy.deepcopy(model), benign.images[rest], strength)
-                after.append(correct(repaired, benign[held]))
-            lost = before.float() - torch.cat(after).float()  # of an image: 1, 0, or -1 if won
+                repaired = repair(copy.deepcopy(model), ctx.benign.images[rest], strength)
+                found.append(correct(repaired, ctx.benign[held]))
+            bar.step(strength=strength)
+            return torch.cat(found).float()
+
+        weakest = held_out(strengths[-1])
+        for strength in strengths[:-1]:
+            lost = weakest - held_out(strength)  # of an image: 1, 0, or -1 if won
             drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
             tried[f"{strength:g}"] = [round(drop, 6), round(error, 6)]
-            bar.step(drop=drop)
             if drop - error <= budget + 1e-9:  # counts over counts: ties are meant
-                break
-    return strength
+                return strength
+    return strengths[-1]
 
 
 def _folds(benign: Split, ctx: DefenseContext, folds: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -39,8 +39,8 @@ class RobustRecovery(Defense):
     reference: of weights, "zero", or "init" where the initial weights are known.
     strengths: tried in turn, each above 0; a direction of the inputs whose variance is this many
         times the mean is kept by half (outputs), or just kept (weights).
-    budget: benign accuracy that may be lost; the first strength is taken that is not found to lose
-        more, by a standard error, else the last.
+    budget: benign accuracy that may be lost against the last strength; the first one is taken that
+        is not found to lose more, by a standard error, else the last.
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
@@ -49,7 +49,7 @@ class RobustRecovery(Defense):
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"

@@ -23,7 +23,7 @@ class SubspaceProjection(Defense):
     """strengths, budget, folds: see ``robust_recovery``."""
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031 (its subspace)"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     strengths: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
     budget: float = 0.01
     folds: int = 5
