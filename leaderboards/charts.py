@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .intervals import deviation
 from .ranks import Ranking
 from .rows import UNDEFENDED, Board, Row, Table
 
@@ -45,8 +46,8 @@ def points(table: Table) -> list[Point]:
             row.defense,
             statistics.fmean(row.asr),
             statistics.fmean(row.acc),
-            _deviation(row.asr),
-            _deviation(row.acc),
+            deviation(row.asr) or 0.0,
+            deviation(row.acc) or 0.0,
             row.complete,
             row.defense in leaders,
         )
@@ -61,10 +62,6 @@ def _front(values: Sequence[tuple[float, float]]) -> list[bool]:
         leads[asr, acc] = acc > best_acc
         best_acc = max(best_acc, acc)
     return [leads[value] for value in values]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ from purebench.record import Record
 from purebench.storage import write_atomic
 
 from .charts import Grid, grid, points
-from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short
+from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short, text_width
 from .rows import boards
 
 ENDINGS = ("pdf", "svg", "png")
 COLUMN = 3.4  # inches: one column of a two-column paper
 SHADES = "Blues"  # one hue: reads the same with and without colour vision, and in grey
 
+_POINTS = 7.0
+_SQUARE = (0.42, 0.24)  # inches: a cell of the heat map
 _STYLE: dict[Any, Any] = {
-    "font.size": 7,
+    "font.size": _POINTS,
     "pdf.fonttype": 42,  # journals refuse type 3
     "svg.hashsalt": "purebench",  # else ids are random
     "text.parse_math": False,  # a name with two dollar signs is a name
@@ -52,8 +54,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         if found := scatter(points(main)):
             drawings.append(("scatter", partial(_scatter, chart=found), _size(found)))
         if chart := grid(board):
-            size = (1.4 + 0.42 * len(chart.attacks), 1.1 + 0.24 * len(chart.defenses))
-            drawings.append(("asr", partial(_heat, chart=chart), size))
+            drawings.append(("asr", partial(_heat, chart=chart), _heat_size(chart)))
         if main.ranking:
             ranks = rank_diagram(main.ranking)
             drawings.append(("ranks", partial(_ranks, chart=ranks), _size(ranks)))
@@ -67,18 +68,16 @@ def _save(paint: Callable[[Any], None], size: tuple[float, float], stem: Path) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(size, layout="constrained")
+    figure = Figure(size)
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    paint(axes)
-    if not axes.axison:  # it has placed itself
-        figure.set_layout_engine("none")
+    paint(figure.subplots())
     written = []
     for ending in ENDINGS:
         content = io.BytesIO()
         figure.savefig(content, format=ending, dpi=300, metadata=_METADATA[ending])
         written.append(stem.with_name(f"{stem.name}.{ending}"))
         write_atomic(written[-1], content.getvalue())
+    figure.clear()  # its parts hold each other: a hundred of them would wait for the collector
     return written
 
 
@@ -142,7 +141,29 @@ def _ranks(axes: Any, chart: RankDiagram) -> None:
     axes.text((chart.names + chart.width) / 2, chart.height - 6, told, ha="center", **text)
 
 
+def _inches(names: Sequence[str]) -> float:
+    """Width of the longest name."""
+    return max(text_width(short(name)) for name in names) * _POINTS / LETTERS / 72
+
+
+def _heat_margins(chart: Grid) -> tuple[float, float, float, float]:
+    """Left, bottom, right, top, in inches. Names of attacks hang down to the left by 40 degrees."""
+    hanging = _inches(chart.attacks)
+    left = max(_inches(chart.defenses), 0.77 * hanging - 0.2) + 0.12
+    return left, 0.65 * hanging + 0.2, 0.06, 0.3
+
+
+def _heat_size(chart: Grid) -> tuple[float, float]:
+    left, bottom, right, top = _heat_margins(chart)
+    across, down = _SQUARE[0] * len(chart.attacks), _SQUARE[1] * len(chart.defenses)
+    return max(left + across + right, 2.6), down + bottom + top
+
+
 def _heat(axes: Any, chart: Grid) -> None:
+    width, height = _heat_size(chart)
+    left, bottom, _, _ = _heat_margins(chart)
+    across, down = _SQUARE[0] * len(chart.attacks), _SQUARE[1] * len(chart.defenses)
+    axes.set_position((left / width, bottom / height, across / width, down / height))
     shares = [
         [chart.asr(defense, attack) for attack in range(len(chart.attacks))]
         for defense in range(len(chart.defenses))
@@ -164,6 +185,6 @@ def _heat(axes: Any, chart: Grid) -> None:
     axes.grid(which="minor", color="white", linewidth=1)
     remarked = any(row and row.remarks for line in chart.rows for row in line)
     told = " († weak, failed or skipped)" if remarked else ""
-    axes.set_title(f"ASR % ↓ after each defense{told}", fontsize=8)
+    axes.set_title(f"ASR % ↓ after each defense{told}", fontsize=_POINTS, loc="left")
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)

@@ -16,7 +16,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from purebench.record import Record
 
 from . import reference
-from .intervals import Interval
+from .intervals import Interval, deviation
 from .ranks import Ranking
 from .rows import SHARES, TOLERATED_DROP, Board, Row, Table, boards
 
@@ -110,15 +110,14 @@ def columns(table: Table) -> list[Column]:
     ]
 
 
-def spread(values: Sequence[float], percent: bool, digits: int = 1) -> str:
+def spread(values: tuple[float, ...], percent: bool, digits: int = 1) -> str:
     """Mean, and for several values ± the sample standard deviation."""
     if not values:
         return "–"
     scale, digits = (100, 2) if percent else (1, digits)
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+    deviated = deviation(values)
+    return mean if deviated is None else f"{mean} ± {scale * deviated:.{digits}f}"
 
 
 def interval(between: Interval | None) -> str:
@@ -133,7 +132,7 @@ def outstanding(table: Table, column: Column) -> Row | None:
     and means over fewer attacks do not compete.
     """
     rivals = [
-        (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, row)
+        (statistics.fmean(values), deviation(values), row)
         for row in table.rows
         if column.rivals and row.group == 1 and row.complete and (values := column.values(row))
     ]
@@ -279,6 +278,8 @@ def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:
 
 def plain(text: str) -> str:
     """One line without what a terminal would obey or what would turn the reading direction."""
+    if text.isprintable():
+        return text
     return "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in text)
 
 
@@ -354,10 +355,9 @@ def csv_text(tables: Iterable[Table]) -> str:
     return out.getvalue()
 
 
-def _numbers(values: Sequence[float], between: Interval | None) -> list[float | None]:
+def _numbers(values: tuple[float, ...], between: Interval | None) -> list[float | None]:
     mean = statistics.fmean(values) if values else None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return [mean, deviation, *(between or (None, None))]
+    return [mean, deviation(values), *(between or (None, None))]
 
 
 def _csv_text(text: str) -> str:
