@@ -1,0 +1,65 @@
+"""Figures for papers: all of them, in three formats, the same bytes each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purebench.cli import OK, main
+from purebench.record import read_records
+
+pytest.importorskip("matplotlib", reason="figures need it: pip install 'purebench[figures]'")
+
+figures: Any = import_module("purebench.leaderboards.figures")
+
+PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "robust-recovery"
+STARTS = {".pdf": b"%PDF", ".svg": b"<?xml", ".png": b"\x89PNG"}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the command filled."""
+    folder = tmp_path_factory.mktemp("figures") / "drawn"
+    assert main(["leaderboard", str(PUBLISHED), "--figures", str(folder)]) == OK
+    return folder
+
+
+def test_each_board_has_its_figures(drawn: Path) -> None:
+    assert sorted(path.name for path in drawn.iterdir()) == sorted(
+        f"01-mnist-small_cnn-{kind}{ending}"
+        for kind in ("asr", "ranks", "scatter")
+        for ending in STARTS
+    )
+    for path in drawn.iterdir():
+        content = path.read_bytes()
+        assert content.startswith(STARTS[path.suffix])
+        assert not any(word in content for word in (b"CreationDate", b"<dc:date>", b"tIME"))
+
+
+def test_the_bytes_are_the_same_each_time(drawn: Path, tmp_path: Path) -> None:
+    for path in figures.draw(read_records([PUBLISHED]), tmp_path):
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+def test_the_svg_shows_every_defense_and_number(drawn: Path) -> None:
+    """Text is drawn as paths: matplotlib leaves what was drawn as comments."""
+    heat = (drawn / "01-mnist-small_cnn-asr.svg").read_text("utf-8")
+    for text in ("subspace_projection", "adaptive_blend", "<!-- 20 -->", "<!-- – -->"):
+        assert text in heat
+    assert "critical difference 1.25" in (drawn / "01-mnist-small_cnn-ranks.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["x" * 500, "../../$a_b$ <b>&\n"], ids=["long", "odd"])
+def test_names_do_no_harm(tmp_path: Path, name: str) -> None:
+    """Single runs of one attack: neither grid nor ranks, and nothing outside the folder."""
+    plugin = {"name": name, "settings": {}}
+    records = [record for record in read_records([PUBLISHED]) if record.cell.seed == 0][:2]
+    named = [replace(r, cell=replace(r.cell, dataset=plugin, defense=plugin)) for r in records]
+    written = figures.draw(named, tmp_path / "folder")
+    assert len(written) == 3
+    assert {path.parent for path in written} == {tmp_path / "folder"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

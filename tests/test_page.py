@@ -1,0 +1,423 @@
+"""The page: one file, safe whatever the names; in a real browser it sorts, filters, is quiet."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from purebench.cli import OK, USAGE, main
+from purebench.evaluate import Scores
+from purebench.record import Cell, Record, read_records
+
+pytest.importorskip("jinja2", reason="the page is made with Jinja2: pip install 'purebench[page]'")
+
+page: Any = import_module("purebench.leaderboards.page")
+charts: Any = import_module("purebench.leaderboards.charts")
+plot: Any = import_module("purebench.leaderboards.plot")
+rows: Any = import_module("purebench.leaderboards.rows")
+table: Any = import_module("purebench.leaderboards.table")
+
+PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published"
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+EVIL = (
+    "<script>document.title = 'harmed'</script>",
+    "\"'><img src=x onerror=\"document.title='harmed'\">",
+    "x" * 500,
+    "a|b & c % d_e $f$",
+    "naïve 防御 \u202eesrever",
+    "{{ 7 * 7 }} javascript:alert(1)",
+    "lone \ud800 half",
+)
+
+
+def record(attack: str, defense: str, acc: int, asr: int, **changed: Any) -> Record:
+    """In percent, of an attack that left ACC 90 % and ASR 100 %."""
+    cell = Cell(
+        dataset={"name": changed.pop("dataset", "shapes"), "settings": {}},
+        model={"name": changed.pop("model", "small_cnn"), "settings": {}},
+        attack={"name": attack, "settings": {}},
+        defense={"name": defense, "settings": {}},
+        recipe={"name": "mnist_fast", "settings": {}},
+        seed=changed.pop("seed", 0),
+        poison_rate=0.1,
+        clean_label=False,
+        target=0,
+        all_to_all=False,
+        benign_fraction=0.05,
+        benign_source="train",
+    )
+    made: dict[str, Any] = {
+        "fingerprint": hashlib.sha256(repr(cell).encode()).hexdigest()[:16],
+        "victim": "v",
+        "status": "ok",
+        "before": Scores(900, 1000, 500, 0, 500, 100, 0),
+        "after": Scores(10 * acc, 1000, 5 * asr, 500 - 5 * asr, 500, 100, 0),
+        "benign_count": 3000,
+        "cost": {"seconds": 2.0},
+    }
+    return Record(cell, **{**made, **changed})
+
+
+def board(
+    defenses: dict[str, tuple[int, int]], attacks: Sequence[str], **more: Any
+) -> list[Record]:
+    """defenses: name -> (ACC, ASR) in percent, the same against every attack and seed."""
+    return [
+        record(attack, defense, acc, asr, seed=seed, **more)
+        for attack in attacks
+        for defense, (acc, asr) in defenses.items()
+        for seed in range(3)
+    ]
+
+
+SOUND = board(
+    {"none": (90, 100), "mid": (88, 20), "best": (89, 3), "even": (86, 1), "dear": (70, 0)},
+    ("badnets", "blend", "none"),
+)
+HOSTILE = board(
+    {name: (80 + i, 10 * i) for i, name in enumerate(EVIL)},
+    ("blend", EVIL[0], EVIL[2]),
+    dataset=EVIL[1],
+    model=EVIL[2],
+)
+
+
+class Elements(HTMLParser):
+    """(tag, attributes) of every element, and the text in ``script`` and ``style``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, str] = {}
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attributes)))
+        self._open = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open in ("script", "style"):
+            self.inside[self._open] = self.inside.get(self._open, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def elements(text: str) -> Elements:
+    return Elements(text)
+
+
+# --- what is drawn ------------------------------------------------------------------------------
+
+
+def test_the_front_holds_who_is_beaten_by_nobody() -> None:
+    """`mid` loses to `best` in both; the undefended network does not compete."""
+    (made,) = rows.boards(SOUND)
+    found = {point.defense: point.on_front for point in charts.points(made.overall)}
+    assert found == {"none": False, "mid": False, "best": True, "even": True, "dear": True}
+
+
+def test_who_met_fewer_attacks_is_not_on_the_front() -> None:
+    partial = [record("blend", "partial", 90, 0, seed=seed) for seed in range(3)]
+    (made,) = rows.boards([*SOUND, *partial])
+    (point,) = [point for point in charts.points(made.overall) if point.defense == "partial"]
+    assert (point.whole, point.on_front) == (False, False)
+
+
+def test_the_grid_has_holes_where_nothing_ran() -> None:
+    (made,) = rows.boards([*SOUND, record("blend", "partial", 90, 40)])
+    grid = charts.grid(made)
+    assert grid.attacks == ("badnets", "blend")
+    at = grid.defenses.index("partial")
+    assert [grid.asr(at, attack) for attack in range(2)] == [None, 0.4]
+    assert charts.grid(rows.boards([record("blend", "prune", 90, 4)])[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (97.1, 99.2, [97.5, 98, 98.5, 99]),
+        (1, 3, [1, 1.5, 2, 2.5, 3]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_labels_meet_neither_each_other_nor_a_mark() -> None:
+    crowd = {f"defense_{i:02d}": (86 + i % 5, i % 7) for i in range(20)}
+    (made,) = rows.boards(board(crowd, ("badnets", "blend")))
+    chart = plot.scatter(charts.points(made.overall))
+    labels = [mark.label for mark in chart.marks if mark.label]
+    boxes = [plot.Box(at.x, at.y - 10, at.x + plot.text_width(at.text), at.y + 3) for at in labels]
+    assert len(boxes) >= 10
+    assert all(chart.frame.holds(box) for box in boxes)
+    for index, box in enumerate(boxes):
+        assert not any(box.meets(other) for other in boxes[:index])
+        assert not any(
+            box.left < m.x < box.right and box.top < m.y < box.bottom for m in chart.marks
+        )
+
+
+def test_rank_bars_overlap_where_ranks_are_closer_than_the_critical_difference() -> None:
+    (made,) = rows.boards(SOUND)
+    bars = plot.rank_diagram(made.overall.ranking).bars
+    gap = made.overall.ranking.critical_difference
+    for one, other in pairwise(bars):
+        assert (one.high >= other.low) == (other.rank - one.rank <= gap)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes() -> None:
+    assert page.render(SOUND) == page.render(list(SOUND))
+
+
+def test_the_policy_allows_our_style_and_script_alone() -> None:
+    text = page.render(SOUND)
+    found = elements(text)
+    (policy,) = [
+        meta["content"] for meta in found.all("meta") if "http-equiv" in meta and meta["content"]
+    ]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(found.inside[kind].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert not any("style" in attributes for _, attributes in found.found)
+    assert not any(name.startswith("on") for _, attributes in found.found for name in attributes)
+
+
+@pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])
+def test_nothing_comes_from_elsewhere(records: list[Record]) -> None:
+    found = elements(page.render(records)).found
+    places = [found_at.get(name) for _, found_at in found for name in ("src", "href", "srcset")]
+    assert all(re.match(r"#|data:", place) for place in places if place is not None)
+
+
+def test_hostile_names_are_text() -> None:
+    found = elements(page.render(HOSTILE))
+    assert len(found.all("script")) == 1
+    assert not found.all("img")
+    names = {at["data-name"] for at in found.all("tr") if "data-name" in at}
+    assert EVIL[0] in names
+    assert "{{ 7 * 7 }} javascript:alert(1)" in names
+    assert not any(char in name for name in names if name for char in "\u202e\ud800")
+
+
+def test_it_reads_without_javascript() -> None:
+    """All numbers are there; what needs JavaScript is hidden until it runs."""
+    text = page.render(SOUND)
+    found = elements(text)
+    assert all("hidden" in label for label in found.all("label"))
+    assert [button.get("id") for button in found.all("button") if "hidden" in button] == ["theme"]
+    assert "86.00" in text
+    assert "below this line" in text
+
+
+def test_every_column_has_a_unit_or_a_direction() -> None:
+    heads = re.findall(r'<button type="button">(.*?)</button></th>', page.render(SOUND))
+    assert {head for head in heads if "unit" not in head} <= {"defense", "remarks"}
+    assert 'ASR <span class="unit">% ↓</span>' in heads
+    assert 'benign <span class="unit">images ↓</span>' in heads
+
+
+def test_downloads_hold_the_tables() -> None:
+    found = elements(page.render(SOUND)).all("a")
+    files = {
+        at["download"]: base64.b64decode((at["href"] or "").partition("base64,")[2]).decode()
+        for at in found
+        if "download" in at
+    }
+    stem = "shapes-small_cnn-5"
+    assert set(files) == {f"{stem}.csv", f"{stem}.tex", f"{stem}.bib"}
+    assert files[f"{stem}.csv"] == table.as_csv(SOUND)
+    assert len(list(csv.DictReader(io.StringIO(files[f"{stem}.csv"])))) == 20
+    assert files[f"{stem}.tex"] == table.latex(SOUND)
+    assert files[f"{stem}.bib"].startswith(f"@misc{{purebench-{stem},\n  title = ")
+    assert "5 \\% benign" in files[f"{stem}.bib"]
+    assert f"{len(SOUND)} records" in files[f"{stem}.bib"]
+
+
+def test_a_citation_names_exactly_these_records() -> None:
+    (all_of_them,), (fewer,) = rows.boards(SOUND), rows.boards(SOUND[:-1])
+    assert page.bibtex(all_of_them, "k") == page.bibtex(rows.boards(SOUND[::-1])[0], "k")
+    assert page.bibtex(all_of_them, "k") != page.bibtex(fewer, "k")
+    (hostile,) = rows.boards(HOSTILE)
+    assert page.bibtex(hostile, "k").count("{") == page.bibtex(hostile, "k").count("}")
+
+
+def test_a_picture_is_embedded(tmp_path: Path) -> None:
+    (tmp_path / "blend_trigger.png").write_bytes(PNG)
+    (picture,) = page.pictures(tmp_path)
+    (image,) = elements(page.render(SOUND, gallery=[picture])).all("img")
+    assert image["alt"] == "blend trigger"
+    assert base64.b64decode((image["src"] or "").partition("base64,")[2]) == PNG
+    (tmp_path / "false.png").write_text("<svg onload=alert(1)>")
+    with pytest.raises(ValueError, match=r"false\.png: not a PNG file"):
+        page.pictures(tmp_path)
+
+
+# --- the published records ----------------------------------------------------------------------
+
+
+def test_the_published_page_is_small_and_its_links_lead_to_records(tmp_path: Path) -> None:
+    file = tmp_path / "site" / "index.html"
+    assert main(["leaderboard", str(PUBLISHED), "--page", str(file)]) == OK
+    content = file.read_bytes()
+    assert len(content) < 300_000
+    places = [at["href"] or "" for at in elements(content.decode()).all("a")]
+    linked = {unquote(place) for place in places if place.endswith(".json")}
+    assert len(linked) == len(read_records([PUBLISHED]))
+    assert not any(place.startswith("/") for place in linked)
+    assert all((file.parent / place).resolve().is_file() for place in linked)
+
+
+def test_triggers_need_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", str(PUBLISHED), "--triggers", "x"]) == USAGE
+    assert "--triggers is for --page FILE.html" in capsys.readouterr().err
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+NO_BROWSER = "no headless Chromium: apt install chromium chromium-driver; pip install selenium"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without one the tests are skipped, and the summary says so."""
+    driver = shutil.which("chromedriver")
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        driver = None
+    if driver is None:
+        warnings.warn(f"the page was not tried in a browser: {NO_BROWSER}", stacklevel=1)
+        pytest.skip(NO_BROWSER)
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def opened(browser: Any, folder: Path, records: list[Record], **more: Any) -> Path:
+    file = folder / "index.html"
+    file.write_text(page.render(records, **more), encoding="utf-8")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # of what was open before
+    browser.get(file.as_uri())
+    return file
+
+
+def names(browser: Any) -> list[str]:
+    """Defenses of the first table, as they stand, those hidden left out."""
+    script = """return [...document.querySelector(".sheet").querySelectorAll("tr[data-name]")]
+        .filter(row => row.getClientRects().length).map(row => row.dataset.name)"""
+    found: list[str] = browser.execute_script(script)
+    return found
+
+
+def click(browser: Any, heading: str) -> str:
+    """The order that the table then claims to have."""
+    script = """const head = [...document.querySelectorAll(".sheet thead button")]
+        .find(button => button.textContent.startsWith(arguments[0]));
+        head.click(); return head.parentElement.getAttribute("aria-sort")"""
+    order: str = browser.execute_script(script, heading)
+    return order
+
+
+def test_a_click_sorts_and_the_line_stays(browser: Any, tmp_path: Path) -> None:
+    """Better first, then worse first; what lost too much accuracy stays below the line."""
+    opened(browser, tmp_path, SOUND)
+    assert names(browser) == ["none", "best", "even", "mid", "dear"]
+    assert click(browser, "ASR") == "ascending"
+    assert names(browser) == ["even", "best", "mid", "none", "dear"]
+    assert click(browser, "ASR") == "descending"
+    assert names(browser) == ["none", "mid", "best", "even", "dear"]
+    assert click(browser, "ACC") == "descending"
+    assert names(browser) == ["none", "best", "mid", "even", "dear"]
+    assert click(browser, "defense") == "ascending"
+    assert names(browser) == ["best", "even", "mid", "none", "dear"]
+    assert click(browser, "rank") == "ascending"  # none has no rank: last
+    assert names(browser) == ["best", "even", "mid", "none", "dear"]
+
+
+def test_the_filter_leaves_what_matches(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, SOUND)
+    field = browser.find_element("css selector", "input[type=search]")
+    field.send_keys("E")
+    assert names(browser) == ["none", "best", "even", "dear"]
+    assert browser.find_element("css selector", ".found").text == "4 of 5"
+    field.send_keys("v")
+    assert names(browser) == ["even"]
+    field.clear()
+    field.send_keys("?\b")
+    assert len(names(browser)) == 5
+
+
+def test_it_has_a_dark_side(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, SOUND)
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    before = browser.execute_script(colour)
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script(colour) != before
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script(colour) == before
+
+
+@pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])
+def test_it_is_quiet_and_asks_for_nothing(
+    browser: Any, tmp_path: Path, records: list[Record]
+) -> None:
+    """No line on the console, no request but for the file itself, no harm from names."""
+    (tmp_path / "blend.png").write_bytes(PNG)
+    file = opened(browser, tmp_path, records, gallery=page.pictures(tmp_path))
+    click(browser, "ACC")
+    browser.find_element("id", "theme").click()
+    assert browser.get_log("browser") == []
+    sent = [entry["message"] for entry in browser.get_log("performance")]
+    asked = re.findall(r'"requestWillBeSent".*?"url":"(.*?)"', "\n".join(sent))
+    asked = [url for url in asked if not url.startswith("data:")]
+    assert set(asked) <= {file.as_uri()}
+    assert browser.title == "Purebench leaderboard"
+    shown = "return [...document.images].every(image => image.naturalWidth > 0)"
+    assert browser.execute_script(shown)
+
+
+@pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])
+def test_a_phone_scrolls_tables_and_not_the_page(
+    browser: Any, tmp_path: Path, records: list[Record]
+) -> None:
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        opened(browser, tmp_path, records)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
