@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from purebench.heatmap import percent
+from purebench.errors import UsageError
+from purebench.heatmap import REMEDY, percent
 from purebench.record import Record
-from purebench.storage import write_atomic
+from purebench.storage import need_writable, write_atomic
 
 from .charts import Grid, grid, points
 from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short, text_width
@@ -41,10 +42,14 @@ _INK, _QUIET, _RULE, _LEAD = "#1c1d1f", "#63666b", "#d9d6cf", "#1f5a8f"
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write scatter, heat map and rank diagram of every board, where it has them; say where.
 
-    ImportError: matplotlib is not installed; ``purebench.heatmap.REMEDY`` installs it.
+    UsageError: matplotlib is not installed, or nothing can be written there.
     """
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UsageError(f"figures need matplotlib: {REMEDY}") from error
 
+    need_writable(folder)
     written = []
     for index, board in enumerate(boards(records), start=1):
         main = board.overall

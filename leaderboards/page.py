@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from purebench.errors import UsageError
 from purebench.heatmap import percent
 from purebench.record import Record
-from purebench.storage import sha256
+from purebench.storage import need_writable, sha256, write_atomic
 
 from . import plot
 from .charts import grid, points
@@ -129,6 +130,22 @@ def pictures(folder: Path) -> list[Picture]:
     if not found:
         raise ValueError(f"{folder}: no PNG file there")
     return found
+
+
+def write(
+    records: Sequence[Record], folders: Sequence[Path], file: Path, triggers: str | None = None
+) -> None:
+    """Write the page to ``file``, its rows linked to the records in ``folders``.
+
+    triggers: folder of PNG files for the gallery.
+    """
+    need_writable(file.parent)
+    gallery = pictures(Path(triggers)) if triggers else ()
+    try:
+        text = render(records, links(folders, file), gallery)
+    except ImportError as error:
+        raise UsageError(f"a page needs Jinja2: {REMEDY}") from error
+    write_atomic(file, text.encode())
 
 
 def render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from purebench.cli import OK, main
+from purebench.errors import UsageError
 from purebench.record import read_records
 
 pytest.importorskip("matplotlib", reason="figures need it: pip install 'purebench[figures]'")
@@ -63,3 +65,11 @@ def test_names_do_no_harm(tmp_path: Path, name: str) -> None:
     assert len(written) == 3
     assert {path.parent for path in written} == {tmp_path / "folder"}
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"matplotlib: pip install 'purebench\[figures\]'"):
+        figures.draw(read_records([PUBLISHED]), tmp_path)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
@@ -298,6 +299,14 @@ def test_the_published_page_is_small_and_its_links_lead_to_records(tmp_path: Pat
 def test_triggers_need_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leaderboard", str(PUBLISHED), "--triggers", "x"]) == USAGE
     assert "--triggers is for --page FILE.html" in capsys.readouterr().err
+
+
+def test_without_jinja_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["leaderboard", str(PUBLISHED), "--page", str(tmp_path / "a.html")]) == USAGE
+    assert "a page needs Jinja2: pip install 'purebench[page]'" in capsys.readouterr().err
 
 
 # --- in a browser -------------------------------------------------------------------------------
