@@ -274,41 +274,16 @@ def _leaderboard(words: list[str]) -> int:
             render = renders.get(kind) or getattr(table, kind)
             print(render(records, options["attack"]).rstrip("\n"))
         if options["page"]:
-            _write_page(records, folders, Path(options["page"]), options["triggers"])
+            page = import_module("purebench.leaderboards.page")
+            page.write(records, folders, Path(options["page"]), options["triggers"])
+            print(f"page      {options['page']}", file=sys.stderr)
         if options["figures"]:
-            _draw_figures(records, Path(options["figures"]))
+            figures = import_module("purebench.leaderboards.figures")
+            for path in figures.draw(records, Path(options["figures"])):
+                print(f"figure    {path}", file=sys.stderr)
     except ValueError as error:  # records of two protocols, a gallery without pictures
         raise UsageError(str(error)) from error
     return OK
-
-
-def _write_page(
-    records: list[Record], folders: list[Path], file: Path, triggers: str | None
-) -> None:
-    from .storage import need_writable, write_atomic
-
-    need_writable(file.parent)
-    page = import_module("purebench.leaderboards.page")
-    gallery = page.pictures(Path(triggers)) if triggers else ()
-    try:
-        text = page.render(records, page.links(folders, file), gallery)
-    except ImportError as error:
-        raise UsageError(f"--page needs Jinja2: {page.REMEDY}") from error
-    write_atomic(file, text.encode())
-    print(f"page      {file}", file=sys.stderr)
-
-
-def _draw_figures(records: list[Record], folder: Path) -> None:
-    from .heatmap import REMEDY
-    from .storage import need_writable
-
-    need_writable(folder)
-    try:
-        written = import_module("purebench.leaderboards.figures").draw(records, folder)
-    except ImportError as error:
-        raise UsageError(f"--figures needs matplotlib: {REMEDY}") from error
-    for path in written:
-        print(f"figure    {path}", file=sys.stderr)
 
 
 def _publish(words: list[str]) -> int:
