@@ -36,9 +36,9 @@ class MCR(FineTune):
 
     paper: ClassVar[str] = "Zhao et al. 2020, arXiv:2005.00060"
     default: ClassVar[bool] = False
-    epochs: int = 50
+    epochs: int = 30
     stop: float = 0.3
-    curve_epochs: int = 50
+    curve_epochs: int = 30
     curve_lr: float = 0.01
 
     def __post_init__(self) -> None:

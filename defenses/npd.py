@@ -37,7 +37,7 @@ class NPD(Defense):
 
     paper: ClassVar[str] = "Zhu et al. 2023, arXiv:2306.16697"
     default: ClassVar[bool] = False
-    epochs: int = 15
+    epochs: int = 10
     batch_size: int = 128
     lr: float = 0.01
     momentum: float = 0.9
