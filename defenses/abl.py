@@ -4,8 +4,9 @@ Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on P
 NeurIPS 2021, arXiv:2110.11571. For the first part of training a loss below ``floor`` is pushed up
 again, which keeps clean images there and lets poisoned ones fall further; those with the lowest
 loss are isolated. Training goes on with the rest, and ends with gradient ascent on the isolated.
-Ours divides the recipe's epochs, which may be two, at least one to each part, and ascends only on
-images that are still given their label: past that it would destroy the network.
+Ours divides the recipe's epochs, which may be two, at least one to each part. It unlearns by
+-log(1 - p) in the place of log p, whose slope vanishes where the network is as sure as it is of the
+isolated, and only while an image is still given its label: past that it would destroy the network.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from purebench.training import Loss, cross_entropy
 
 from ._passes import running_statistics
 from ._suspect import suspect_split
+from ._unlikely import unlikely
 
 _BATCH = 500  # images a forward pass
 
@@ -98,13 +100,13 @@ class ABL(Defense):
 
 
 def forget(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Less the cross-entropy, of images that are given their labels; by the running statistics of
+    """-log(1 - p(label)) of images that are given their labels; by the running statistics of
     BatchNorm, which these images are not to move."""
     with running_statistics(model):
         logits = model(images)
-    losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
     recognised = logits.argmax(1) == labels
-    return -losses[recognised].sum() / len(losses)
+    loss: Tensor = unlikely(logits, labels) * recognised
+    return loss.mean()
 
 
 @torch.no_grad()

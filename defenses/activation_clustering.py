@@ -2,12 +2,12 @@
 
 Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy, Srivastava, "Detecting Backdoor Attacks on
 Deep Neural Networks by Activation Clustering", SafeAI at AAAI 2019, arXiv:1811.03728. Each class's
-representations are reduced and split in two by k-means; a class in which the two clusters are well
-apart, by the silhouette, holds poison, and the network is trained anew without it. The authors
-reduce by ICA, which is a rotation of whitened principal components; k-means does not see rotations,
-so ours stops at those. They take the smaller cluster for the poisoned one. Ours asks the benign
-images, which they do not have: the poisoned cluster is the one that attracts fewer of their class,
-relative to its size.
+representations are reduced and split in two by k-means; where the two clusters are well apart, by
+the silhouette, one may be poison, and the network is trained anew without it. The authors reduce by
+ICA; ours by principal components, which leave a wide gap wide, where ICA scales every direction to
+one width. They take the smaller cluster for the poisoned one, and decide by its size, or by a
+network trained without it. Ours asks the benign images, which they do not have: a cluster is poison
+where these are rare, since clean classes have their clusters too (upright and slanted digits).
 """
 
 from __future__ import annotations
@@ -31,47 +31,52 @@ class ActivationClustering(Defense):
 
     silhouette: mean silhouette from which on a class counts as two, -1 to 1; the authors have 0.1
         to 0.15.
+    rarity: a cluster is poison where its share of the benign images is less than so many times its
+        share of the suspect ones, 0 < rarity < 1.
     """
 
     paper: ClassVar[str] = "Chen et al. 2019, arXiv:1811.03728"
     default: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"training_set"})
     components: int = 10
-    silhouette: float = 0.15
+    silhouette: float = 0.1
+    rarity: float = 0.5
 
     def __post_init__(self) -> None:
         if self.components < 1:
             raise ValueError(f"components must be at least 1, got {self.components}")
         if not -1 <= self.silhouette <= 1:
             raise ValueError(f"silhouette must lie from -1 to 1, got {self.silhouette}")
+        if not 0 < self.rarity < 1:
+            raise ValueError(f"rarity must lie between 0 and 1, got {self.rarity}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         split, rng = suspect_split(ctx), ctx.generator("silhouette")
         flagged = torch.zeros_like(split.labels, dtype=torch.bool)
         apart = ctx.notes["silhouette_by_class"] = {}
         for label, members, rows in representations(model, split, ctx.num_classes):
-            reduce = whitening(rows, self.components)
+            reduce = leading_components(rows, self.components)
             points = reduce(rows)
             second, centres = two_means(points)
             apart[str(label)] = round(silhouette(points, second, rng), 4)
             own = ctx.benign.images[ctx.benign.labels == label]
             if apart[str(label)] < self.silhouette or not len(own):
                 continue
-            benign = torch.cdist(reduce(representation(model, own)), centres).argmin(1)
-            poisoned = float(benign.double().mean()) < float(second.double().mean())
+            benign = torch.cdist(reduce(representation(model, own)), centres).argmin(1) == 1
+            poisoned = rare_cluster(second, benign, self.rarity)
+            if poisoned is None:
+                continue
             flagged[members[second == poisoned]] = True
         return train_without(model, flagged, ctx)
 
 
-def whitening(rows: Tensor, components: int) -> Callable[[Tensor], Tensor]:
-    """A map of rows (m, d) onto the leading principal components of ``rows`` (n, d), scaled to a
-    variance of one, the strongest first; directions without variance are left out."""
+def leading_components(rows: Tensor, components: int) -> Callable[[Tensor], Tensor]:
+    """A map of rows (m, d) onto the leading principal components of ``rows`` (n, d), the strongest
+    first."""
     mean = rows.mean(0)
     centred = (rows - mean).double()
-    values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))
-    chosen = values.flip(0)[:components]
-    chosen = chosen[chosen > 1e-9 * chosen[0].clamp_min(1e-30)]
-    basis = vectors.flip(1)[:, : len(chosen)] / chosen.sqrt()
+    _, vectors = torch.linalg.eigh(centred.mT @ centred)
+    basis = vectors.flip(1)[:, :components]
     return lambda others: (others - mean).double() @ basis
 
 
@@ -87,6 +92,19 @@ def two_means(points: Tensor, rounds: int = 100) -> tuple[Tensor, Tensor]:
         if torch.equal(before, second):
             return second, centres
     return second, torch.stack([points[second == way].mean(0) for way in (False, True)])
+
+
+def rare_cluster(second: Tensor, benign: Tensor, rarity: float) -> bool | None:
+    """Of two clusters, whether it is the second (or the first, or none) in which benign images are
+    less than ``rarity`` times as common as suspect ones.
+
+    second, benign: which of the suspect (n,) and of the benign images (m,) lie in the second.
+    """
+    for way in (False, True):
+        shares = [float((part == way).double().mean()) for part in (benign, second)]
+        if shares[0] < rarity * shares[1]:
+            return way
+    return None
 
 
 def silhouette(points: Tensor, second: Tensor, rng: torch.Generator, most: int = 2000) -> float:

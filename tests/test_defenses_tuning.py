@@ -526,14 +526,26 @@ def test_spectral_scores_find_the_planted_direction() -> None:
 @pytest.mark.parametrize("poisoned", [10, 50])
 def test_two_means_find_planted_clusters(poisoned: int) -> None:
     rows = planted(50, poisoned)
-    points = module("activation_clustering").whitening(rows, 10)(rows)
-    assert points.shape == (50 + poisoned, 6)
-    covariance = points.T @ points / len(points)
-    torch.testing.assert_close(covariance, torch.eye(6).double())
+    points = module("activation_clustering").leading_components(rows, 3)(rows)
+    assert points.shape == (50 + poisoned, 3)
+    wanted = torch.linalg.svdvals((rows - rows.mean(0)).double())[:3]
+    torch.testing.assert_close((points.T @ points), wanted.square().diag())
     second, centres = module("activation_clustering").two_means(points)
     parts = second[:50].unique().tolist(), second[50:].unique().tolist()
     assert sorted(parts) == [[False], [True]]
     torch.testing.assert_close(centres[1], points[second].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("suspect_share", "benign_share", "poisoned"),
+    [(0.5, 0.0, True), (0.5, 1.0, False), (0.4, 0.3, None), (0.1, 0.0, True), (0.5, 0.24, True)],
+)
+def test_the_cluster_that_benign_images_avoid(
+    suspect_share: float, benign_share: float, poisoned: bool | None
+) -> None:
+    """Shares are of the second cluster, of 100 images each."""
+    parts = [torch.arange(100) < 100 * share for share in (suspect_share, benign_share)]
+    assert module("activation_clustering").rare_cluster(*parts, 0.5) is poisoned
 
 
 def test_silhouette_by_hand() -> None:
@@ -555,7 +567,7 @@ def test_abl_forgets_what_is_still_recognised() -> None:
     model = nn.Identity()
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     found = module("abl").forget(model, logits, torch.tensor([0, 0]))
-    assert found.item() == pytest.approx(-math.log(1 + math.exp(-1)) / 2)
+    assert found.item() == pytest.approx(math.log(1 + math.e) / 2)
 
 
 # --- all ----------------------------------------------------------------------------------------
@@ -586,6 +598,7 @@ def test_networks_without_batchnorm(name: str, task: Task, informed: DefenseCont
         ("abl", {"first": 0.0}), ("abl", {"isolated": 1.0}), ("abl", {"floor": 0.0}),
         ("abl", {"ascent_epochs": 0}), ("activation_clustering", {"components": 0}),
         ("activation_clustering", {"silhouette": 2.0}), ("adversarial_tune", {"eps": 0.0}),
+        ("activation_clustering", {"rarity": 0.0}),
         ("adversarial_tune", {"steps": 0}), ("fst", {"alpha": -0.1}), ("fst", {"epochs": 0}),
         ("ft_sam", {"rho": -1.0}), ("ft_sam", {"label_smoothing": 1.0}),
         ("i_bau", {"rms": 0.0}), ("i_bau", {"terms": -1}), ("i_bau", {"penalty": -1.0}),
