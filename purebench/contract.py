@@ -69,6 +69,17 @@ def names_its_paper(cls: type[Any], *_: Any) -> None:
     assert cls.paper.strip(), f"{cls.__name__} must set paper"
 
 
+def declares_what_it_needs(cls: type[Defense], *_: Any) -> None:
+    """``needs`` names what there is; who peeks at the test split is called ``..._oracle``, and
+    does not run unless it is named."""
+    needs = cls().needs
+    known = {"training_set", "init", "oracle"}
+    assert needs <= known, f"needs are of {sorted(known)}, got {sorted(needs)}"
+    peeks, named = "oracle" in needs, getattr(cls, "name", "").endswith("_oracle")
+    assert peeks == named, "a name ends in _oracle if, and only if, the defense needs one"
+    assert not (peeks and cls.default), "an oracle must say default = False"
+
+
 def gives_finite_logits(cls: type[Defense], victim: BackdooredModel, ctx: DefenseContext) -> None:
     """A network of the same shape of output, on the same device, with finite logits."""
     purified = _purified(cls, victim, ctx)[0].result
@@ -144,6 +155,7 @@ def notes_are_data(cls: type[Any], *given: Any) -> None:
 DEFENSE_CHECKS: tuple[DefenseCheck, ...] = (
     settings_are_data,
     names_its_paper,
+    declares_what_it_needs,
     gives_finite_logits,
     keeps_clean_accuracy,
     same_seed_same_weights,

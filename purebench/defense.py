@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Split, stratified
+from .evaluate import Scores
 from .progress import Progress
 from .seeding import derive, generator
 from .training import Recipe
@@ -20,12 +21,16 @@ from .training import Recipe
 class DefenseContext:
     """What a defender may use. No test split, trigger, target, attack name or poisoned index.
 
+    Each of the last three is None but for a defense that declares to need it.
+
     benign: clean images with true labels, on ``device``.
     recipe: how models of this dataset are trained: batch size, augmentation, precision.
     notes: facts for the record, JSON-able.
     timings: seconds of the defense's own stages, JSON-able; equal runs may differ in them.
     suspect: the poisoned training split, for a defense with ``needs = {"training_set"}``.
     initial: the network's weights before training, for one with ``needs = {"init"}``.
+    oracle: the judge's scores of a network, for one with ``needs = {"oracle"}``, whose name must
+        end in ``_oracle``: what peeks at the test split says so in every table.
     """
 
     benign: Split
@@ -38,6 +43,7 @@ class DefenseContext:
     progress: Progress = field(default_factory=Progress)
     suspect: Split | None = None
     initial: Mapping[str, Tensor] | None = None
+    oracle: Callable[[nn.Module], Scores] | None = None
 
     def derive(self, *names: object) -> int:
         """A seed for one purpose of this defense."""
@@ -66,8 +72,8 @@ class DefenseContext:
 class Defense(ABC):
     """A defense plug-in: its fields are its settings, ``purify`` repairs a network.
 
-    needs: of "training_set" and "init", what it must be given besides benign data.
-    default: whether it runs when the user names no defense; slow ones say False.
+    needs: of "training_set", "init" and "oracle", what it must be given besides benign data.
+    default: whether it runs when the user names no defense; slow ones and oracles say False.
     revision: part of the fingerprint; raise it when results change.
     """
 

@@ -179,8 +179,8 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
 
 
 def _chosen(registry: Registry[Any], names: Sequence[str]) -> Sequence[str]:
-    if "all" in names:
-        return registry.names()
+    if "all" in names:  # an oracle runs where it is named
+        return [name for name in registry.names() if not name.endswith("_oracle") or name in names]
     if not names:
         raise UsageError(f"name at least one {registry.kind}: {', '.join(registry.names())}")
     return names
@@ -363,11 +363,13 @@ class Victim:
 
     def defender(self, defense: Defense) -> DefenseContext:
         """What ``defense`` gets to see."""
-        suspect = initial = None
+        suspect = initial = oracle = None
         if "training_set" in defense.needs:
             suspect = self.poisoned_split()
         if "init" in defense.needs:
             initial = {name: value.clone() for name, value in self.build().state_dict().items()}
+        if "oracle" in defense.needs and defense.name.endswith("_oracle"):
+            oracle = self.judge.score
         return DefenseContext(
             benign=Split(self.benign.images.clone(), self.benign.labels.clone()),
             num_classes=self.plan.source.num_classes,
@@ -377,6 +379,7 @@ class Victim:
             progress=self.plan.progress.without_lines(),
             suspect=suspect,
             initial=initial,
+            oracle=oracle,
         )
 
 

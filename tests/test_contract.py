@@ -182,7 +182,27 @@ def _nothing(*_: object) -> None:
     """A hook."""
 
 
+def needing(called: str, runs: bool, *what: str) -> type[Defense]:
+    """Registered as ``called``; ``runs`` by default."""
+
+    @dataclass(frozen=True)
+    class Broken(Defense):
+        paper: ClassVar[str] = "none"
+        name: ClassVar[str] = called
+        default: ClassVar[bool] = runs
+        needs: ClassVar[frozenset[str]] = frozenset(what)
+
+        def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+            return model
+
+    return Broken
+
+
 BAD_DEFENSES: list[tuple[c.DefenseCheck, type[Defense]]] = [
+    (c.declares_what_it_needs, needing("peeking", False, "oracle")),
+    (c.declares_what_it_needs, needing("peeking_oracle", True, "oracle")),
+    (c.declares_what_it_needs, needing("honest_oracle", False)),
+    (c.declares_what_it_needs, needing("wishing", False, "test")),
     (c.gives_finite_logits, doing(_spoil)),
     (c.gives_finite_logits, returning(lambda model: "purified")),
     (c.gives_finite_logits, returning(lambda model: model[:-1])),

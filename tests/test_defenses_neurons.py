@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,14 +23,16 @@ from purebench import (
     BackdooredModel,
     DataBundle,
     DefenseContext,
+    Goal,
     NotApplicable,
     Recipe,
     Split,
     Task,
+    runner,
 )
 from purebench.contract import DEFENSE_CHECKS
 from purebench.data import to_float
-from purebench.evaluate import accuracy
+from purebench.evaluate import Judge, Scores, accuracy
 from purebench.progress import Progress
 from purebench.seeding import isolated
 
@@ -43,6 +48,7 @@ sharpness, tsbd, unlearning, watch = map(sibling, ("_sharpness", "tsbd", "_unlea
 # Settings under which each is quick; the others are as they come.
 QUICK: dict[str, dict[str, Any]] = {
     "anp": {"steps": 1},
+    "anp_oracle": {"steps": 1},
     "bnp": {},
     "clp": {},
     "ep": {},
@@ -64,6 +70,11 @@ def holding(split: Split, **more: Any) -> DefenseContext:
     quiet = Progress(quiet=True)
     device = torch.device("cpu")
     return DefenseContext(split, classes, recipe, device, 0, progress=quiet, **more)
+
+
+def judging(split: Split) -> Callable[[nn.Module], Scores]:
+    """Of a trigger that does nothing."""
+    return Judge(split, nn.Identity(), Goal(2, target=0)).score
 
 
 @cache
@@ -104,7 +115,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", QUICK)
 def test_every_network_is_repaired_or_refused(name: str, model: str) -> None:
     split = noise_images(6, NETWORKS[model])
-    ctx = holding(split, suspect=split)
+    ctx = holding(split, suspect=split, oracle=judging(split))
     suspect = network(model)
     defense = DEFENSES[name](**QUICK[name])
     if (name, model) in REFUSED:
@@ -126,17 +137,25 @@ def test_networks_without_channels_are_refused(name: str) -> None:
     split = noise_images(8, 4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
     with pytest.raises(NotApplicable):
-        DEFENSES[name](**QUICK[name]).purify(model, holding(split, suspect=split))
+        DEFENSES[name](**QUICK[name]).purify(
+            model, holding(split, suspect=split, oracle=judging(split))
+        )
 
 
-def test_ep_keeps_the_contract(
-    victim: BackdooredModel, defender: DefenseContext, bundle: DataBundle
+@pytest.mark.parametrize("name", ["ep", "anp_oracle"])
+def test_what_is_needed_is_given(
+    name: str, victim: BackdooredModel, defender: DefenseContext, bundle: DataBundle
 ) -> None:
-    """The suite's contract test holds no suspect training set, and skips it."""
+    """The suite's contract test gives neither a suspect training set nor an oracle, and skips."""
     with pytest.raises(NotApplicable, match="not given"):
-        DEFENSES["ep"]().purify(copy.deepcopy(victim.model), defender)
+        DEFENSES[name]().purify(copy.deepcopy(victim.model), defender)
+    few = defender.benign[torch.arange(60)]
+    judge = Judge(few, victim.trigger, victim.goal)
+    given = replace(defender, benign=few, suspect=bundle.train, oracle=judge.score)
+    quick = [(setting, type(value), value) for setting, value in QUICK[name].items()]
+    cls = dataclasses.make_dataclass("Quick", quick, bases=(DEFENSES[name],), frozen=True)
     for check in DEFENSE_CHECKS:
-        check(DEFENSES["ep"], victim, replace(defender, suspect=bundle.train))
+        check(cls, victim, given)
 
 
 # --- channels -----------------------------------------------------------------------------------
@@ -314,6 +333,63 @@ def test_anp_with_a_fixed_threshold(victim: BackdooredModel, defender: DefenseCo
         dead = model.get_submodule(name).weight == 0
         assert torch.nonzero(dead).flatten().tolist() == found
     assert any(ctx.notes["pruned"].values())
+
+
+# --- the oracle ---------------------------------------------------------------------------------
+
+
+def scored(acc: int, asr: int) -> Scores:
+    """In per cent."""
+    return Scores(acc, 100, asr, 0, 100, 50, 0)
+
+
+@pytest.mark.parametrize(("tolerance", "threshold"), [(0.1, 0.3), (0.5, 0.7), (0.0, 0.0)])
+def test_the_oracle_chooses_by_what_it_is_told(
+    tolerance: float, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five channels with masks 0.1, 0.3, ... 0.9; the oracle is told how many are pruned."""
+    model: Any = nn.Sequential(nn.Conv2d(1, 5, 1), nn.Flatten(), nn.Linear(5, 2)).eval()
+    values = {"0": torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])}
+    monkeypatch.setattr(anp.ANP, "learn_masks", lambda *_: values)
+    told = [scored(90, 100), scored(88, 50), scored(85, 20), scored(60, 30), scored(50, 10)]
+    told.append(scored(10, 0))
+
+    def oracle(candidate: Any) -> Scores:
+        return told[int((candidate[0].weight.flatten() == 0).sum())]
+
+    ctx = holding(pixels(51, 153), oracle=oracle)
+    peeking: Any = DEFENSES["anp_oracle"]
+    purified = peeking(tolerance=tolerance).purify(model, ctx)
+    assert ctx.notes["threshold"] == threshold
+    assert ctx.notes["pruned"]["0"] == torch.nonzero(values["0"] <= threshold).flatten().tolist()
+    assert oracle(purified) == told[len(ctx.notes["pruned"]["0"])]
+
+
+def test_only_what_is_called_an_oracle_is_given_one() -> None:
+    split = noise_images(4, 4)
+    judge = Judge(split, nn.Identity(), Goal(2, target=0))
+    ctx = holding(split)
+    plan = SimpleNamespace(
+        source=SimpleNamespace(num_classes=2), recipe=ctx.recipe, device=ctx.device,
+        progress=ctx.progress,
+    )  # fmt: skip
+    victim: Any = SimpleNamespace(plan=plan, benign=split, seed=0, judge=judge)
+    peeking = type("Peeking", (DEFENSES["anp_oracle"],), {"name": "peeking"})
+    named, other, misnamed = (
+        runner.Victim.defender(victim, cls()).oracle
+        for cls in (DEFENSES["anp_oracle"], DEFENSES["anp"], peeking)
+    )
+    assert named == judge.score
+    assert other is misnamed is None
+
+
+def test_an_oracle_runs_where_it_is_named() -> None:
+    everything = runner._chosen(DEFENSES, ["all"])
+    assert "anp" in everything
+    assert "anp_oracle" not in everything
+    assert "anp_oracle" not in runner._quick_defenses()
+    assert "anp_oracle" in runner._chosen(DEFENSES, ["all", "anp_oracle"])
+    assert runner._chosen(DEFENSES, ["anp_oracle"]) == ["anp_oracle"]
 
 
 # --- unlearning ---------------------------------------------------------------------------------
