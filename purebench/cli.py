@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 
 from . import __version__
-from .config import RunConfig, config_fields, parse_set, read_config
+from .config import SWEPT, RunConfig, config_fields, parse_set, read_config, read_sweep
 from .errors import UsageError, near_match
 from .registry import REGISTRIES, load_plugin
 from .settings import convert
@@ -31,6 +31,7 @@ commands:
   run                    the default: attack, defend, judge, print the leaderboard
   list                   attacks, defenses, models and datasets, with their papers
   leaderboard FOLDER     the tables of all records below a folder
+  sweep FILE.yaml        many runs as one: lists of models, poison rates and benign shares
   show                   a picture of what an attack does to images
   publish BOARD FOLDER   copy records to a committed board and render its table and page
   submit FOLDER          pack records for somebody else's board
@@ -96,6 +97,7 @@ def _dispatch(words: list[str]) -> int:
         "publish": _publish,
         "submit": _submit,
         "verify": _verify,
+        "sweep": _sweep,
         "doctor": _doctor,
         "recovery": _recovery,
     }
@@ -176,6 +178,11 @@ def _execute(config: RunConfig) -> int:
 
     records = list(execute(plan, done))
     _tell(records, paths, plan.output)
+    return _failures(records)
+
+
+def _failures(records: list[Record]) -> int:
+    """Told on standard error; the exit code."""
     failed = [record for record in records if record.status in ("failed", "diverged")]
     for record in failed:
         print(f"{record.status}: {record.cell}: {record.error}", file=sys.stderr)
@@ -284,6 +291,40 @@ def _leaderboard(words: list[str]) -> int:
     except ValueError as error:  # records of two protocols, a gallery without pictures
         raise UsageError(str(error)) from error
     return OK
+
+
+def _sweep(words: list[str]) -> int:
+    parser = _Parser(
+        prog="bench.py sweep",
+        description="Work off every combination that a file names, with the clean control and "
+        "reactivation. Finished cells are not run again.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.yaml", help="a run's options, some with lists")
+    parser.add_argument("--dry-run", action="store_true", help="say what is left, and do nothing")
+    parser.add_argument("--jobs", metavar="N", default="1", help="processes (default: 1)")
+    _add_options(parser, [name for name in config_fields() if name not in (*SWEPT, "reactivate")])
+    options = parser.read(words)
+    file, dry_run = options.pop("file"), options.pop("dry_run", False)
+    jobs = convert(options.pop("jobs"), int, "--jobs")
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    if "set" in options:
+        options["set"] = parse_set(options["set"])
+    configs = read_sweep(file, options)
+
+    from .progress import Progress
+    from .sweep import Sweep
+
+    progress = Progress(configs[0].quiet)
+    sweep = Sweep.of(configs, progress.without_bars())
+    print(sweep.describe(jobs))
+    if dry_run:
+        return OK
+    records = sweep.run(jobs, progress)
+    print(f"records   {sweep.plans[0].output / 'records'}{os.sep} ({len(records)} files)")
+    return _failures(records)
 
 
 def _publish(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,44 @@ def read_config(path: str | None, options: Mapping[str, Any]) -> RunConfig:
 
     Raises UsageError, with the file's line, for unknown keys and wrong types.
     """
-    fields, hints = config_fields(), get_type_hints(RunConfig)
+    return RunConfig(**_values(path, options, get_type_hints(RunConfig)))
+
+
+SWEPT = ("model", "poison_rate", "benign_fraction")  # of these a sweep takes lists
+CONTROL = "none"  # the attack that poisons nothing
+
+
+def read_sweep(path: str, options: Mapping[str, Any]) -> list[RunConfig]:
+    """The runs of a sweep: a run's YAML, with lists for what is ``SWEPT``; every combination.
+
+    The control and reactivation are part of it unless the file or an option says otherwise.
+    """
+    hints = get_type_hints(RunConfig)
+    lists = {name: tuple[hints[name], ...] for name in SWEPT}  # type: ignore[valid-type]
+    values = {"reactivate": True, **_values(path, options, {**hints, **lists})}
+    named = values.get("attack", ())
+    if named and not {CONTROL, "all"} & set(named):
+        values["attack"] = (*named, CONTROL)
+    for name in SWEPT:
+        default = config_fields()[name].default
+        values[name] = tuple(dict.fromkeys(values.get(name, (default,))))
+        if not values[name]:
+            raise UsageError(f"{path}: {name} has no value")
+    found = []
+    for chosen in itertools.product(*(values[name] for name in SWEPT)):
+        run = {**values, **dict(zip(SWEPT, chosen, strict=True))}
+        others = set(values["model"]) - {run["model"]}
+        run["set"] = {
+            name: given for name, given in values.get("set", {}).items() if name not in others
+        }
+        found.append(RunConfig(**run))
+    return found
+
+
+def _values(
+    path: str | None, options: Mapping[str, Any], hints: Mapping[str, Any]
+) -> dict[str, Any]:
+    fields = config_fields()
     values: dict[str, Any] = {}
     if path is not None:
         content, lines = read_yaml(Path(path))
@@ -93,7 +131,7 @@ def read_config(path: str | None, options: Mapping[str, Any]) -> RunConfig:
             where = f"{path}, line {lines[key]}"
             if key not in fields:
                 raise UsageError(f"{where}: unknown key {key!r}{near_match(key, fields)}")
-            if value is None and hints[key] != float | None and hints[key] != str | None:
+            if value is None and fields[key].default is not None:
                 raise UsageError(f"{where}: {key} has no value")
             if key == "set":
                 value = _check_set(value, path, lines)
@@ -102,7 +140,7 @@ def read_config(path: str | None, options: Mapping[str, Any]) -> RunConfig:
         if key == "set":
             value = _over(value, values.get("set", {}))
         values[key] = convert(value, hints[key], f"--{key.replace('_', '-')}")
-    return RunConfig(**values)
+    return values
 
 
 def _check_set(value: Any, path: str, lines: Mapping[str, int]) -> dict[str, Located]:

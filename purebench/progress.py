@@ -23,11 +23,13 @@ class Progress:
     Args:
         quiet: show nothing.
         lines: without a terminal, print one line a step; otherwise such bars are silent.
+        bars: show any bar at all.
     """
 
-    def __init__(self, quiet: bool = False, lines: bool = True) -> None:
+    def __init__(self, quiet: bool = False, lines: bool = True, bars: bool = True) -> None:
         self.quiet = quiet
         self.lines = lines
+        self.bars = bars
 
     def say(self, text: str) -> None:
         """One line for the user, above any bar."""
@@ -36,12 +38,16 @@ class Progress:
 
     def without_lines(self) -> Progress:
         """The same, but silent where there is no terminal."""
-        return Progress(self.quiet, lines=False)
+        return Progress(self.quiet, lines=False, bars=self.bars)
+
+    def without_bars(self) -> Progress:
+        """The same, for work that is a step of a longer bar."""
+        return Progress(self.quiet, self.lines, bars=False)
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "step") -> Iterator[Bar]:
         """A bar of ``total`` units for the work inside."""
-        if self.quiet:
+        if self.quiet or not self.bars:
             yield _Silent()
         elif sys.stderr.isatty():
             with tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True) as shown:

@@ -84,6 +84,16 @@ class Plan:
         given = self.config.poison_rate
         return attack.poison_rate if given is None or is_control(attack) else given
 
+    def reactivates(self, attack: Attack) -> bool:
+        """Whether purified networks are to be judged reactivated, too."""
+        return self.config.reactivate and not is_control(attack)
+
+    def only(self, attack: str, seed: int) -> Plan:
+        """The part of it that is about one victim."""
+        attacks = tuple(plugin for plugin in self.attacks if plugin.name == attack)
+        config = dataclasses.replace(self.config, seeds=(seed,))
+        return dataclasses.replace(self, config=config, attacks=attacks)
+
     def bundle(self, seed: int) -> DataBundle:
         return make_bundle(
             self.dataset.name,
@@ -331,11 +341,6 @@ class Victim:
             write_atomic(file, (json.dumps(found) + "\n").encode())
             return found
 
-    @property
-    def reactivates(self) -> bool:
-        """Whether purified networks are to be judged reactivated, too."""
-        return self.plan.config.reactivate and not is_control(self.attack)
-
     @cached_property
     def samples(self) -> Split:
         """A handful of poisoned training images, to reactivate a purified network with."""
@@ -395,12 +400,15 @@ def cell_fingerprint(cell: Cell) -> str:
 
 
 def execute(
-    plan: Plan, done: Callable[[Record, Path, bool], None] | None = None
+    plan: Plan,
+    done: Callable[[Record, Path, bool], None] | None = None,
+    begin: Callable[[Cell, Path], bool] | None = None,
 ) -> Iterator[Record]:
     """Run the plan's cells in order and yield their records.
 
     Args:
         done: told of each record, its file, and whether it was there before.
+        begin: told of each cell before it, and its record's file; False leaves it out.
     """
     for seed in plan.config.seeds:
         for attack in plan.attacks:
@@ -408,9 +416,11 @@ def execute(
             for defense in plan.defenses:
                 cell = plan.cell(attack, defense, seed)
                 path = record_path(plan, cell)
-                found = None if plan.config.force else _finished(path, cell, plan.progress)
-                if found and found.status == "ok" and victim.reactivates and not found.reactivated:
-                    found = None  # what is asked for now is not in it
+                if begin is not None and not begin(cell, path):
+                    continue
+                found = None if plan.config.force else _found(path, cell, plan.progress)
+                if found and not is_done(found, plan.reactivates(attack)):
+                    found = None
                 record = found or run_cell(victim, defense)
                 if found is None:
                     record.write(path)
@@ -424,7 +434,7 @@ def execute(
                 yield record
 
 
-def _finished(path: Path, cell: Cell, progress: Progress) -> Record | None:
+def _found(path: Path, cell: Cell, progress: Progress) -> Record | None:
     try:
         record = read_record(path)
         if record.cell != cell:
@@ -434,7 +444,19 @@ def _finished(path: Path, cell: Cell, progress: Progress) -> Record | None:
     except Unreadable as reason:
         progress.say(f"{reason}: kept as {set_aside(path).name}, run again")
         return None
-    return record if record.finished else None
+    return record
+
+
+def is_done(record: Record, reactivates: bool) -> bool:
+    """Whether nothing that is asked for is missing in it."""
+    lacks = reactivates and record.status == "ok" and record.reactivated is None
+    return record.finished and not lacks
+
+
+def crashed(cell: Cell, reason: str) -> Record:
+    """The record of a cell whose process did not live to write one."""
+    victim = fingerprint(victim_identity(cell))
+    return Record(cell, cell_fingerprint(cell), victim, "failed", error=reason)
 
 
 def run_cell(victim: Victim, defense: Defense) -> Record:
@@ -465,7 +487,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         after = victim.judge.score(purified)
         if after.diverged:
             raise Diverged(f"{after.nonfinite_count} images have logits that are not finite")
-        if victim.reactivates:
+        if plan.reactivates(victim.attack):
             again = victim.reactivated(purified)
     except NotApplicable as reason:
         status, error = "skipped", str(reason)

@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("data", "model", "attack", "defense", "layers", "training", "evaluate"), 1),
     **dict.fromkeys(("recovery", "stealth", "reactivation", "adversarial"), 1),
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),
-    **dict.fromkeys(("study", "contamination", "submission", "gallery"), 3),
+    **dict.fromkeys(("study", "contamination", "submission", "gallery", "sweep"), 3),
     **dict.fromkeys(PLUGINS, 3),
     **dict.fromkeys(("leaderboards", "cli", "doctor"), 4),
 }
