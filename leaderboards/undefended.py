@@ -77,8 +77,8 @@ def _line(attack: str, records: Sequence[Record]) -> list[str]:
     return [
         attack,
         "–" if control else rate,
-        spread([score.acc for score in scores], True),
-        "–" if control else spread([score.asr for score in scores], True),
+        spread(tuple(score.acc for score in scores), True),
+        "–" if control else spread(tuple(score.asr for score in scores), True),
         "–" if control else f"{opened} of {len(records)}",
         stealth("psnr", 1),
         stealth("ssim", 3),
