@@ -29,6 +29,11 @@ from purebench.seeding import isolated
 
 torch.set_num_threads(1)
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh", action="store_true", help="write tables in documents anew")
+
+
 RECIPE = Recipe(epochs=3, batch_size=64, lr=0.05, nesterov=True, schedule="linear", warmup=0.2)
 
 

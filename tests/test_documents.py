@@ -1,0 +1,46 @@
+"""Documents say what the records say: a table in one is what the command above it prints.
+
+``pytest tests/test_documents.py --refresh`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from purebench.cli import OK, main
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- (leaderboard [^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_follow_from_records(
+    document: Path,
+    pytestconfig: pytest.Config,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = document.read_text("utf-8")
+
+    def printed(block: re.Match[str]) -> str:
+        assert main(shlex.split(block[2])) == OK
+        return f"{block[1]}\n{capsys.readouterr().out.strip()}\n\n{block[4]}"
+
+    wanted = BLOCK.sub(printed, text)
+    if pytestconfig.getoption("--refresh"):
+        document.write_text(wanted, "utf-8")
+    assert text == wanted or pytestconfig.getoption("--refresh"), "pytest --refresh writes it anew"
+
+
+def test_blocks_are_found() -> None:
+    """A pattern that matches nothing would hold nothing to anything."""
+    text = "a\n<!-- leaderboard x --attack mean -->\n\n| old |\n\n<!-- end -->\nb\n"
+    (block,) = BLOCK.finditer(text)
+    assert block[2] == "leaderboard x --attack mean"
+    assert block[3].strip() == "| old |"
