@@ -9,10 +9,11 @@ on benign images, and channels with a mask at most a threshold are pruned: their
 bias. Settings are the paper's, with fewer steps (2,000 there, on CIFAR-10). So is its fixed
 threshold, 0.2, if asked for; but of the 136 channels of small_cnn it prunes two at most and leaves
 the back door, for each of them matters. By default the threshold is therefore the largest of 0,
-0.05, ... 0.95 that leaves accuracy on held-out benign images within a budget. Ours departs in three
-more points: the perturbation is held within eps, as the formula says; without BatchNorm, masks act
-on the convolutions' weights; batches go round the benign images in place of drawing with
-replacement.
+0.05, ... 0.95 that leaves accuracy on held-out benign images within a budget. There it is 0.95, and
+a third to three quarters of triggered images still find the target (seeds 10 and 11, badnets and
+blend). Ours departs in three more points: the perturbation is held within eps, as the formula says;
+without BatchNorm, masks act on the convolutions' weights; batches go round the benign images in
+place of drawing with replacement.
 """
 
 from __future__ import annotations
