@@ -8,7 +8,7 @@ with no norm of its own is bounded by its weight alone: all those of a network w
 and in a pre-activation block the second one and the shortcut, which are added to others first.
 
 At the authors' u = 3 a layer of ten channels or less cannot lose one (lenet's first has six). In
-small_cnn on MNIST it finds two or three channels of the last convolution that badnets leans on, and
+small_cnn on MNIST it finds the two channels of the last convolution that badnets leans on most, and
 blend stays: its trigger is spread over channels of which none stands out.
 """
 
