@@ -75,7 +75,7 @@ def activity(model: nn.Module, channels: Channels, images: Tensor) -> Tensor:
     return total / count
 
 
-def prune_within(
+def prune_inactive(
     model: nn.Module, fit: Split, validation: Split, budget: float, steps: int
 ) -> dict[str, object]:
     """Silence the last convolution's channels, least active on ``fit`` first, as long as

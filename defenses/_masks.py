@@ -121,7 +121,7 @@ def prune(model: nn.Module, channels: ByLayer) -> dict[str, list[int]]:
     return {name: found.tolist() for name, found in channels.items()}
 
 
-def prune_within(
+def prune_masked(
     model: nn.Module, masks: ByLayer, validation: Split, budget: float
 ) -> dict[str, object]:
     """Prune below the largest of ``THRESHOLDS`` up to which accuracy on ``validation`` stays within

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext, Split
 
-from ._masks import ByLayer, Masks, below, prune, prune_within
+from ._masks import ByLayer, Masks, below, prune, prune_masked
 
 
 @DEFENSES.register("anp")
@@ -74,7 +74,7 @@ class ANP(Defense):
         if self.threshold is None:
             split, validation = ctx.holdout(self.holdout)
             masks = self.learn_masks(model, split, ctx)
-            ctx.notes.update(prune_within(model, masks, validation, self.budget))
+            ctx.notes.update(prune_masked(model, masks, validation, self.budget))
         else:
             masks = self.learn_masks(model, ctx.benign, ctx)
             ctx.notes["pruned"] = prune(model, below(masks, self.threshold))

@@ -14,7 +14,7 @@ from torch import nn
 
 from purebench import DEFENSES, Defense, DefenseContext
 
-from ._channels import prune_within
+from ._channels import prune_inactive
 
 
 @DEFENSES.register("prune")
@@ -41,5 +41,5 @@ class Prune(Defense):
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         fit, validation = ctx.holdout(self.holdout)
-        ctx.notes.update(prune_within(model, fit, validation, self.budget, self.steps))
+        ctx.notes.update(prune_inactive(model, fit, validation, self.budget, self.steps))
         return model

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext
 
-from ._masks import Masks, prune_within
+from ._masks import Masks, prune_masked
 from ._unlearn import unlearn
 
 
@@ -93,5 +93,5 @@ class RNP(Defense):
             seed=ctx.derive("recovering"), progress=ctx.progress, label="recovering",
         )  # fmt: skip
         ctx.notes.update(facts)
-        ctx.notes.update(prune_within(model, found, validation, self.budget))
+        ctx.notes.update(prune_masked(model, found, validation, self.budget))
         return model
