@@ -32,7 +32,7 @@ from purebench.seeding import isolated
 
 channels_module: Any = import_module("purebench.defenses._channels")
 activity, last_channels = channels_module.activity, channels_module.last_channels
-prune_within = channels_module.prune_within
+prune_inactive = channels_module.prune_inactive
 
 # --- the context --------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ def test_activity_by_hand(norm: bool) -> None:
 )
 def test_prune_silences_what_is_idle(norm: bool, budget: float, pruned: list[int]) -> None:
     model = followed(norm)
-    notes = prune_within(model, BOTH, BOTH, budget, steps=64)
+    notes = prune_inactive(model, BOTH, BOTH, budget, steps=64)
     assert notes["pruned"] == pruned
     assert alive(model) == [channel for channel in range(4) if channel not in pruned]
     assert notes["validation_accuracy"] == accuracy(model, BOTH) == (0.5 if 2 in pruned else 1.0)
@@ -168,7 +168,7 @@ def test_prune_closes_the_back_door() -> None:
     door = Split(pixels(255).images, torch.tensor([1]))
     model = followed(norm=True)
     assert accuracy(model, door) == 0
-    prune_within(model, BOTH, BOTH, 0.02, steps=64)
+    prune_inactive(model, BOTH, BOTH, 0.02, steps=64)
     assert accuracy(model, door) == 1
 
 
@@ -182,13 +182,13 @@ def test_prune_closes_the_back_door() -> None:
 def test_prune_stops_on_the_validation_part(
     fit: Split, validation: Split, pruned: list[int]
 ) -> None:
-    assert prune_within(followed(True), fit, validation, 0.02, steps=64)["pruned"] == pruned
+    assert prune_inactive(followed(True), fit, validation, 0.02, steps=64)["pruned"] == pruned
 
 
 def test_prune_leaves_everything_else_as_it_was() -> None:
     model = followed(norm=True)
     before = copy.deepcopy(model.state_dict())
-    prune_within(model, BOTH, BOTH, 0.02, steps=64)
+    prune_inactive(model, BOTH, BOTH, 0.02, steps=64)
     for name, value in model.state_dict().items():
         changed = torch.nonzero((value != before[name]).flatten()).flatten().tolist()
         silenced = name in ("0.weight", "0.bias", "1.weight")  # norm's bias was zero already
@@ -197,7 +197,7 @@ def test_prune_leaves_everything_else_as_it_was() -> None:
 
 def test_prune_takes_its_steps() -> None:
     """Two steps: channels 1 and 2 together, which costs too much."""
-    assert prune_within(followed(True), BOTH, BOTH, 0.02, steps=2)["pruned"] == []
+    assert prune_inactive(followed(True), BOTH, BOTH, 0.02, steps=2)["pruned"] == []
 
 
 @pytest.mark.parametrize("name", ["prune", "fine_prune"])

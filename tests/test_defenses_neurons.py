@@ -319,7 +319,7 @@ def test_pruning_stays_within_the_budget(
         model[2].bias.copy_(torch.tensor([0.0, -4]))
     values = {"0": torch.tensor([0.5, 0.1])}
     split = pixels(51, 153, 40, 160)
-    notes = masks.prune_within(model, values, split, budget)
+    notes = masks.prune_masked(model, values, split, budget)
     assert (notes["threshold"], notes["pruned"]["0"]) == (threshold, pruned)
     assert accuracy(model, split) == notes["validation_accuracy"] == (0.5 if 0 in pruned else 1)
 
