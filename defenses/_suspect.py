@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from purebench import DefenseContext, NotApplicable, Split, fit
+from purebench import DefenseContext, NotApplicable, Split, Verdict, fit
 from purebench.layers import layer_inputs, weight_layers
 from purebench.model import reinitialise
 
@@ -36,18 +36,18 @@ def representation(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([part.flatten(1) for part in layer_inputs(model, last, images)])
 
 
-def train_without(model: nn.Module, flagged: Tensor, ctx: DefenseContext) -> nn.Module:
+def train_without(model: nn.Module, verdict: Verdict, ctx: DefenseContext) -> nn.Module:
     """Give ``model`` fresh weights and train it, as the recipe says, on the suspect images that
-    are not ``flagged`` (N,). With none flagged it stays as it is."""
-    split = suspect_split(ctx)
-    count = int(flagged.sum())
+    are not flagged. With none flagged it stays as it is."""
+    split, ctx.verdict = suspect_split(ctx), verdict
+    count = int(verdict.flagged.sum())
     ctx.notes["removed"] = count
     if not count:
         ctx.notes["warning"] = "no image was flagged: the network is returned unchanged"
         return model
     return fit(
         reinitialise(model, ctx.derive("fresh weights")),
-        split[torch.nonzero(~flagged).flatten()],
+        split[torch.nonzero(~verdict.flagged).flatten()],
         ctx.recipe,
         seed=ctx.derive("training"),
         progress=ctx.progress,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from purebench import DEFENSES, Defense, DefenseContext, Recipe, Split, fit
+from purebench import DEFENSES, Defense, DefenseContext, Recipe, Split, Verdict, fit
 from purebench.data import to_float
 from purebench.evaluate import accuracy
 from purebench.model import reinitialise
@@ -79,7 +79,7 @@ class ABL(Defense):
         count = max(1, round(self.isolated * len(split)))
         flagged = torch.zeros_like(split.labels, dtype=torch.bool)
         flagged[scores.argsort(descending=True, stable=True)[:count]] = True
-        ctx.notes["isolated"] = count
+        ctx.notes["isolated"], ctx.verdict = count, Verdict(flagged, scores)
         rest, isolated = (split[torch.nonzero(part).flatten()] for part in (~flagged, flagged))
         train(model, rest, replace(ctx.recipe, epochs=late), "second part", cross_entropy)
         ascent = replace(

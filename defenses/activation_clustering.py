@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from purebench import DEFENSES, Defense, DefenseContext
+from purebench import DEFENSES, Defense, DefenseContext, Verdict
 
 from ._suspect import representation, representations, suspect_split, train_without
 
@@ -53,6 +53,7 @@ class ActivationClustering(Defense):
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         split, rng = suspect_split(ctx), ctx.generator("silhouette")
         flagged = torch.zeros_like(split.labels, dtype=torch.bool)
+        scores = torch.zeros(len(split), dtype=torch.float64, device=split.labels.device)
         apart = ctx.notes["silhouette_by_class"] = {}
         for label, members, rows in representations(model, split, ctx.num_classes):
             reduce = leading_components(rows, self.components)
@@ -67,7 +68,9 @@ class ActivationClustering(Defense):
             if poisoned is None:
                 continue
             flagged[members[second == poisoned]] = True
-        return train_without(model, flagged, ctx)
+            far = torch.cdist(points, centres).diff(dim=1).flatten() * (-1 if poisoned else 1)
+            scores[members] = far.clamp_min(0)  # how much nearer to the poisoned centre
+        return train_without(model, Verdict(flagged, scores), ctx)
 
 
 def leading_components(rows: Tensor, components: int) -> Callable[[Tensor], Tensor]:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from purebench import DEFENSES, Defense, DefenseContext
+from purebench import DEFENSES, Defense, DefenseContext, Verdict
 
 from ._suspect import representations, suspect_split, train_without
 
@@ -38,11 +38,13 @@ class Spectral(Defense):
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         split = suspect_split(ctx)
         flagged = torch.zeros_like(split.labels, dtype=torch.bool)
+        scores = torch.zeros(len(split), dtype=torch.float64, device=split.labels.device)
         for _, members, rows in representations(model, split, ctx.num_classes):
-            scores = outlier_scores(rows)
+            own = outlier_scores(rows)
+            scores[members] = own / own.mean().clamp_min(1e-30)  # one scale for all classes
             count = round(self.share * len(members))
-            flagged[members[scores.argsort(descending=True, stable=True)[:count]]] = True
-        return train_without(model, flagged, ctx)
+            flagged[members[own.argsort(descending=True, stable=True)[:count]]] = True
+        return train_without(model, Verdict(flagged, scores), ctx)
 
 
 def outlier_scores(rows: Tensor) -> Tensor:

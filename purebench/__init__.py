@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         PoisoningAttack,
     )
     from .data import DataBundle, Dataset, LoadContext, Split
-    from .defense import Defense, DefenseContext
+    from .defense import Defense, DefenseContext, Verdict
     from .errors import NotApplicable, UsageError
     from .model import Architecture, Normalise, Task
     from .picture import Picture
@@ -54,6 +54,7 @@ __all__ = [
     "Split",
     "Task",
     "UsageError",
+    "Verdict",
     "__version__",
     "fit",
 ]
@@ -68,7 +69,7 @@ _HOMES = {
         "PoisoningAttack",
     ),
     "data": ("DataBundle", "Dataset", "LoadContext", "Split"),
-    "defense": ("Defense", "DefenseContext"),
+    "defense": ("Defense", "DefenseContext", "Verdict"),
     "errors": ("NotApplicable", "UsageError"),
     "model": ("Architecture", "Normalise", "Task"),
     "picture": ("Picture",),

@@ -17,6 +17,43 @@ from .seeding import derive, generator
 from .training import Recipe
 
 
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a defense thinks of each image of the suspect training set.
+
+    flagged: (N,) bool, taken for poisoned.
+    scores: (N,), higher for the more suspicious; comparable across classes.
+    """
+
+    flagged: Tensor
+    scores: Tensor
+
+    def against(self, poisoned: Tensor) -> dict[str, float | None]:
+        """How right it is, given the indices (P,) of the poisoned images; for the judge.
+
+        None where a share has nothing to be a share of: no image is poisoned, or flagged.
+        """
+        guilty = torch.zeros(len(self.flagged), dtype=torch.bool)
+        guilty[poisoned.cpu()] = True
+        flagged, scores = self.flagged.cpu(), self.scores.cpu()
+        total, bad = len(guilty), int(guilty.sum())
+        hits, alarms = (int((flagged & side).sum()) for side in (guilty, ~guilty))
+        # ties share their mean rank, so that a score that tells nothing has an area of one half
+        _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+        ranks = (counts.cumsum(0) - (counts - 1) / 2.0)[place]
+        above = float(ranks[guilty].sum()) - bad * (bad + 1) / 2
+        return {
+            "tpr": _share(hits, bad),
+            "fpr": _share(alarms, total - bad),
+            "f1": _share(2 * hits, hits + alarms + bad),
+            "auroc": _share(above, bad * (total - bad)),
+        }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
 @dataclass(eq=False)
 class DefenseContext:
     """What a defender may use. No test split, trigger, target, attack name or poisoned index.
@@ -31,6 +68,7 @@ class DefenseContext:
     initial: the network's weights before training, for one with ``needs = {"init"}``.
     oracle: the judge's scores of a network, for one with ``needs = {"oracle"}``, whose name must
         end in ``_oracle``: what peeks at the test split says so in every table.
+    verdict: what the defense thinks of the suspect images, for the record.
     """
 
     benign: Split
@@ -44,6 +82,7 @@ class DefenseContext:
     suspect: Split | None = None
     initial: Mapping[str, Tensor] | None = None
     oracle: Callable[[nn.Module], Scores] | None = None
+    verdict: Verdict | None = None
 
     def derive(self, *names: object) -> int:
         """A seed for one purpose of this defense."""

@@ -484,6 +484,8 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
             purified = defense.purify(suspect, ctx)
         if not isinstance(purified, nn.Module):
             raise TypeError(f"purify returned {type(purified).__name__}, expected a network")
+        if ctx.verdict is not None:
+            notes["detection"] = ctx.verdict.against(victim.model.poisoned)
         after = victim.judge.score(purified)
         if after.diverged:
             raise Diverged(f"{after.nonfinite_count} images have logits that are not finite")

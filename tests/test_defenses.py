@@ -41,7 +41,7 @@ def test_context_hides_the_answer() -> None:
     """A defender holding the trigger, the target or the test split would mark its own exam."""
     assert {field.name for field in dataclasses.fields(DefenseContext)} == {
         "benign", "num_classes", "recipe", "device", "seed", "notes", "timings", "progress",
-        "suspect", "initial", "oracle",
+        "suspect", "initial", "oracle", "verdict",
     }  # fmt: skip
 
 

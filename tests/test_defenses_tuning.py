@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,14 +24,17 @@ from purebench import (
     Recipe,
     Split,
     Task,
+    Verdict,
     fit,
 )
 from purebench import contract as c
 from purebench.adversarial import ascend, pgd
 from purebench.attack import PoisoningAttack
+from purebench.config import RunConfig
 from purebench.data import to_float
 from purebench.evaluate import accuracy
 from purebench.progress import Progress
+from purebench.runner import execute, prepare
 from purebench.seeding import isolated
 from purebench.training import cross_entropy
 
@@ -502,6 +506,55 @@ def test_filters_need_the_training_set(name: str, suspect: Any, few: DefenseCont
     assert "training_set" in DEFENSES[name].needs
     with pytest.raises(NotApplicable, match="not known"):
         defense(name).purify(suspect, few)
+
+
+def test_verdict_by_hand() -> None:
+    """Images 0 and 3 of five are poisoned; 3 and 4 are flagged. Of six pairs the score has three
+    right, (0, 1), (3, 1) and (3, 2), and two are ties, (0, 2) and (3, 4)."""
+    scores = torch.tensor([2.0, 1.0, 2.0, 3.0, 3.0])
+    verdict = Verdict(torch.tensor([False, False, False, True, True]), scores)
+    found = verdict.against(torch.tensor([0, 3]))
+    assert found == pytest.approx(
+        {"tpr": 1 / 2, "fpr": 1 / 3, "f1": 1 / 2, "auroc": 4 / 6}, abs=1e-6
+    )
+
+
+def test_verdict_where_nothing_is_poisoned() -> None:
+    verdict = Verdict(torch.tensor([False, False]), torch.tensor([0.0, 1.0]))
+    assert verdict.against(torch.tensor([], dtype=torch.int64)) == {
+        "tpr": None, "fpr": 0.0, "f1": None, "auroc": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_scores_rank_the_flagged_first(name: str, suspect: Any, informed: DefenseContext) -> None:
+    """Within each class: where one was flagged, no other scores higher."""
+    settings = {"silhouette": -1.0, "rarity": 0.99} if name == "activation_clustering" else {}
+    defense(name, **settings).purify(suspect, informed)
+    verdict: Any = informed.verdict
+    assert verdict.flagged.any()
+    for label in range(4):
+        own = informed.suspect.labels == label  # type: ignore[union-attr]
+        flagged, others = (
+            verdict.scores[own & side] for side in (verdict.flagged, ~verdict.flagged)
+        )
+        if len(flagged):
+            assert flagged.min() >= others.max()
+
+
+def test_the_record_says_how_right_the_verdict_was(tmp_path: Path) -> None:
+    config = RunConfig(
+        attack=("badnets",),
+        defense=("spectral", "none"),
+        dataset="shapes",
+        output=str(tmp_path),
+        set={"shapes": {"train_count": 300, "test_count": 50}, "mnist_fast": {"epochs": 1}},
+    )
+    spectral, none = execute(prepare(config, Progress(quiet=True)))
+    found = spectral.notes["detection"]
+    hits, alarms = found["tpr"] * 30, found["fpr"] * 270
+    assert hits + alarms == pytest.approx(spectral.notes["removed"], abs=1e-3)
+    assert "detection" not in none.notes
 
 
 def planted(clean: int, poisoned: int) -> Tensor:
