@@ -6,7 +6,8 @@ again, which keeps clean images there and lets poisoned ones fall further; those
 loss are isolated. Training goes on with the rest, and ends with gradient ascent on the isolated.
 Ours divides the recipe's epochs, which may be two, at least one to each part. It unlearns by
 -log(1 - p) in the place of log p, whose slope vanishes where the network is as sure as it is of the
-isolated, and only while an image is still given its label: past that it would destroy the network.
+isolated, and only while an image is still given its label. Unlearning ends where that holds of
+none; an epoch that costs more benign accuracy than the budget is undone, and ends it too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class ABL(Defense):
     first: share of the recipe's epochs in that part, 0 < first < 1.
     isolated: share of the images set aside, 0 < isolated < 1.
     ascent_epochs, ascent_lr: of the unlearning, at most; at least 1, and above 0.
+    budget: benign accuracy that unlearning may cost, 0 or more.
     """
 
     paper: ClassVar[str] = "Li et al. 2021, arXiv:2110.11571"
@@ -49,6 +51,7 @@ class ABL(Defense):
     isolated: float = 0.01
     ascent_epochs: int = 20
     ascent_lr: float = 5e-4
+    budget: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("first", "isolated"):
@@ -58,8 +61,11 @@ class ABL(Defense):
             raise ValueError(
                 f"floor and ascent_lr must be above 0, got {self.floor} and {self.ascent_lr}"
             )
-        if self.ascent_epochs < 1:
-            raise ValueError(f"ascent_epochs must be at least 1, got {self.ascent_epochs}")
+        if self.ascent_epochs < 1 or self.budget < 0:
+            raise ValueError(
+                f"ascent_epochs must be at least 1 and budget not negative, got "
+                f"{self.ascent_epochs} and {self.budget}"
+            )
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         def train(
@@ -82,16 +88,34 @@ class ABL(Defense):
         ctx.notes["isolated"], ctx.verdict = count, Verdict(flagged, scores)
         rest, isolated = (split[torch.nonzero(part).flatten()] for part in (~flagged, flagged))
         train(model, rest, replace(ctx.recipe, epochs=late), "second part", cross_entropy)
-        ascent = replace(
-            ctx.recipe,
-            epochs=self.ascent_epochs,
-            lr=self.ascent_lr,
-            schedule="constant",
-            warmup=0.0,
-        )
-        train(model, isolated, ascent, "unlearning", forget)
+        self.unlearn(model, isolated, ctx)
         ctx.notes["isolated_recognised"] = round(accuracy(model, isolated), 6)
         return model
+
+    def unlearn(self, model: nn.Module, isolated: Split, ctx: DefenseContext) -> None:
+        """Epoch by epoch in place, as long as benign accuracy stays within the budget."""
+        recipe = replace(
+            ctx.recipe, epochs=1, lr=self.ascent_lr, schedule="constant", warmup=0.0, momentum=0.0
+        )
+        floor = accuracy(model, ctx.benign) - self.budget
+        ctx.notes["unlearning_epochs"] = 0
+        for epoch in range(self.ascent_epochs):
+            if accuracy(model, isolated) == 0:
+                return
+            kept = {name: value.clone() for name, value in model.state_dict().items()}
+            seed = ctx.derive("unlearning", epoch)
+            fit(
+                model,
+                isolated,
+                recipe,
+                seed=seed,
+                progress=ctx.progress.without_bars(),
+                loss=forget,
+            )
+            if accuracy(model, ctx.benign) < floor:
+                model.load_state_dict(kept)
+                return
+            ctx.notes["unlearning_epochs"] = epoch + 1
 
     def held(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, of which each image's part turns its sign below ``floor``."""

@@ -616,6 +616,20 @@ def test_abl_holds_the_loss_up() -> None:
     assert found.item() == pytest.approx((math.log(2) - math.log(4 / 3)) / 2)
 
 
+@pytest.mark.parametrize(("budget", "kept"), [(1.0, False), (0.0, True)])
+def test_abl_undoes_what_costs_too_much(
+    victim: BackdooredModel, defender: DefenseContext, budget: float, kept: bool
+) -> None:
+    """Unlearning the benign images themselves costs them at once."""
+    ctx = replace(defender, notes={})
+    model = copy.deepcopy(victim.model)
+    part = ctx.benign[torch.arange(60)]
+    defense("abl", budget=budget, ascent_lr=0.5, ascent_epochs=3).unlearn(model, part, ctx)
+    state = victim.model.state_dict()
+    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items()) == kept
+    assert (ctx.notes["unlearning_epochs"] == 0) == kept
+
+
 def test_abl_forgets_what_is_still_recognised() -> None:
     model = nn.Identity()
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
