@@ -64,6 +64,11 @@ def _front(values: Sequence[tuple[float, float]]) -> list[bool]:
     return [leads[value] for value in values]
 
 
+def square(share: float) -> str:
+    """Percent, for the square of a heat map: a tenth of a percent counts where little is left."""
+    return f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
+
+
 @dataclass(frozen=True)
 class Grid:
     """rows[defense][attack]: the row of that attack's table, None where it was not run."""

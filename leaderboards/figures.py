@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from purebench.errors import UsageError
-from purebench.heatmap import REMEDY, percent
+from purebench.heatmap import REMEDY
 from purebench.record import Record
 from purebench.storage import need_writable, write_atomic
 
-from .charts import Grid, grid, points
+from .charts import Grid, grid, points, square
 from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short, text_width
 from .rows import boards
 
@@ -179,7 +179,7 @@ def _heat(axes: Any, chart: Grid) -> None:
         for x, share in enumerate(line):
             ink = "white" if share is not None and share >= 0.6 else _INK
             row = chart.rows[y][x]
-            text = ("–" if share is None else percent(share)) + ("†" if row and row.remarks else "")
+            text = ("–" if share is None else square(share)) + ("†" if row and row.remarks else "")
             axes.text(x, y, text, ha="center", va="center", color=ink)
     axes.set_xticks(range(len(chart.attacks)), [short(name) for name in chart.attacks])
     axes.set_yticks(range(len(chart.defenses)), [short(name) for name in chart.defenses])

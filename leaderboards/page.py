@@ -14,12 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 from purebench.errors import UsageError
-from purebench.heatmap import percent
 from purebench.record import Record
 from purebench.storage import need_writable, sha256, write_atomic
 
 from . import plot
-from .charts import grid, points
+from .charts import grid, points, square
 from .intervals import Interval
 from .rows import Board, Row, Table, boards
 from .table import (
@@ -313,7 +312,7 @@ def _heat(
                 squares.append(Square("–", -1, remark))
             else:
                 shade = min(int(asr * _SHADES), _SHADES - 1)
-                squares.append(Square(percent(asr), shade, remark))
+                squares.append(Square(square(asr), shade, remark))
         lines.append((defense, tuple(squares)))
     return chart.attacks, tuple(lines)
 
