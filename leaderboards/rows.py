@@ -84,6 +84,7 @@ class Table:
     """One attack (or none, the control) or the mean over attacks; rows best first.
 
     attack: as tables call it. stealth: what the trigger does to images, mean over victims.
+    shown: the columns wanted, as fields of a row; empty: whatever there is.
     """
 
     kind: Kind
@@ -92,6 +93,7 @@ class Table:
     rows: tuple[Row, ...]
     ranking: Ranking | None = None
     stealth: Mapping[str, float] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
 
     def chosen(self, only: Sequence[str]) -> bool:
         """Whether ``only`` names this table, with its settings or without."""

@@ -8,11 +8,12 @@ import json
 import statistics
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tabulate import SEPARATING_LINE, tabulate
 
+from purebench.errors import near_match
 from purebench.record import Record
 
 from . import reference
@@ -91,6 +92,9 @@ PUBLISHED = (
 )
 
 
+COLUMNS = (DEFENSE, ACC, ASR, REACTIVATED, RA, DER, SECONDS, BENIGN, *OF_MEANS, *PUBLISHED, REMARKS)
+
+
 def columns(table: Table) -> list[Column]:
     """Those that a table has numbers for: always the narrow seven, n where rows differ in it."""
     drop, worst, between, control, rank, n = OF_MEANS
@@ -106,7 +110,8 @@ def columns(table: Table) -> list[Column]:
     return [
         column
         for column in order
-        if column in always or any(column.text(row).strip("–") for row in table.rows)
+        if (not table.shown or column is DEFENSE or column.name in table.shown)
+        and (column in always or any(column.text(row).strip("–") for row in table.rows))
     ]
 
 
@@ -160,39 +165,46 @@ def notes(table: Table) -> list[str]:
     told = []
     if any(row.group == 2 for row in table.rows):
         told.append(LINE)
-    if table.ranking:
+    if table.ranking and (not table.shown or "rank" in table.shown):
         told.append(note(table.ranking))
     if any(row.published for row in table.rows):
         told.append(reference.NOTE)
     return told
 
 
-def _chosen(records: Sequence[Record], only: Sequence[str]) -> Iterator[tuple[Board, Table]]:
+def _chosen(
+    records: Sequence[Record], only: Sequence[str], shown: Sequence[str] = ()
+) -> Iterator[tuple[Board, Table]]:
+    known = {column.name for column in COLUMNS}
+    for name in shown:
+        if name not in known:
+            raise ValueError(f"no column {name!r}{near_match(name, known)}")
     for board in boards(records):
         for table in board.tables:
             if table.chosen(only):
-                yield board, table
+                yield board, replace(table, shown=tuple(shown))
 
 
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def screen(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All tables, for a terminal; of the attacks in ``only``, if any."""
+def screen(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
+    """All tables, for a terminal; of the attacks in ``only`` and with the columns in ``shown``, if
+    any. ValueError where there is no such column."""
     return "\n\n".join(
         "\n".join([plain(table.title), _simple(table), *notes(table)])
-        for _, table in _chosen(records, only)
+        for _, table in _chosen(records, only, shown)
     )
 
 
-def markdown(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All tables, as Markdown."""
-    return "\n\n".join(_pipe(table) for _, table in _chosen(records, only)) + "\n"
+def markdown(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
+    """All tables, as Markdown; see ``screen``."""
+    return "\n\n".join(_pipe(table) for _, table in _chosen(records, only, shown)) + "\n"
 
 
-def latex(records: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """All tables, each a ``table`` for the package booktabs."""
-    return latex_text(table for _, table in _chosen(records, only))
+def latex(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
+    """All tables, each a ``table`` for the package booktabs; see ``screen``."""
+    return latex_text(table for _, table in _chosen(records, only, shown))
 
 
 def latex_text(tables: Iterable[Table]) -> str:

@@ -255,6 +255,7 @@ def _leaderboard(words: list[str]) -> int:
     kinds = ("screen", "markdown", "csv", "json", "latex")
     parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
+    parser.add_argument("--columns", nargs="+", default=[], help="these only, e.g. acc asr der")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
     parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
     parser.add_argument("--triggers", metavar="DIR", help="PNG files for the page's gallery")
@@ -262,6 +263,8 @@ def _leaderboard(words: list[str]) -> int:
     options = parser.read(words)
     if options["triggers"] and not options["page"]:
         raise UsageError("--triggers is for --page FILE.html")
+    if options["columns"] and options["format"] in ("csv", "json"):
+        raise UsageError("--columns is for --format screen, markdown and latex")
     if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
         raise UsageError("--undefended is for --format screen and markdown")
 
@@ -277,9 +280,11 @@ def _leaderboard(words: list[str]) -> int:
         if options["undefended"]:
             undefended = import_module("purebench.leaderboards.undefended")
             print(getattr(undefended, kind or "screen")(records).rstrip("\n"))
+        elif kind in renders:
+            print(renders[kind](records, options["attack"]).rstrip("\n"))
         elif kind:
-            render = renders.get(kind) or getattr(table, kind)
-            print(render(records, options["attack"]).rstrip("\n"))
+            text = getattr(table, kind)(records, options["attack"], options["columns"])
+            print(text.rstrip("\n"))
         if options["page"]:
             page = import_module("purebench.leaderboards.page")
             page.write(records, folders, Path(options["page"]), options["triggers"])

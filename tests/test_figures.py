@@ -73,3 +73,9 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"matplotlib: pip install 'purebench\[figures\]'"):
         figures.draw(read_records([PUBLISHED]), tmp_path)
+
+
+def test_squares_tell_a_tenth_where_little_is_left() -> None:
+    told = {0.0: "0.0", 0.0034: "0.3", 0.0994: "9.9", 0.0996: "10", 0.204: "20", 1.0: "100"}
+    square: Any = import_module("purebench.leaderboards.charts").square
+    assert {share: square(share) for share in told} == told

@@ -481,6 +481,18 @@ def test_a_published_mean_stands_in_the_mean_table() -> None:
     assert "published DER % ↑" in table.markdown(ours, ["mean"])
 
 
+def test_chosen_columns_only() -> None:
+    text = table.markdown(THREE, [], ["acc", "der"])
+    heading = next(line for line in text.splitlines() if line.startswith("| defense"))
+    assert [cell.strip() for cell in heading.strip("|").split("|")] == [
+        "defense",
+        "ACC % ↑",
+        "DER % ↑",
+    ]
+    with pytest.raises(ValueError, match="no column 'acd'; did you mean 'acc'"):
+        table.screen(THREE, [], ["acd"])
+
+
 # --- forms --------------------------------------------------------------------------------------
 
 AWKWARD = record(
