@@ -206,7 +206,8 @@ def _labelled(records: Sequence[Record]) -> list[tuple[str, str, Record]]:
         for record in records:
             plugin = getattr(record.cell, side)
             rate = {"rate": record.cell.poison_rate} if side == "attack" else {}
-            plugins.append((plugin["name"], {**plugin["settings"], **rate}))
+            revision = {"revision": plugin.get("revision")}
+            plugins.append((plugin["name"], {**plugin["settings"], **rate, **revision}))
         labels = told_apart(plugins, " ({})")
         sides.append([labels[canonical(list(plugin))] for plugin in plugins])
     return list(zip(*sides, records, strict=True))

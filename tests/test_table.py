@@ -481,6 +481,16 @@ def test_a_published_mean_stands_in_the_mean_table() -> None:
     assert "published DER % ↑" in table.markdown(ours, ["mean"])
 
 
+def test_two_revisions_of_a_defense_are_two_rows() -> None:
+    first = record("blend", "prune", scores(90, 10))
+    first = with_cell(first, defense={"name": "prune", "settings": {}, "revision": 1})
+    later = with_cell(first, defense={"name": "prune", "settings": {}, "revision": 2})
+    text = table.screen([first, later])
+    assert "prune (revision=1)" in text
+    assert "prune (revision=2)" in text
+    assert "revision" not in table.screen([first])
+
+
 def test_chosen_columns_only() -> None:
     text = table.markdown(THREE, [], ["acc", "der"])
     heading = next(line for line in text.splitlines() if line.startswith("| defense"))
