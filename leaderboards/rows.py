@@ -157,7 +157,7 @@ def _settings(shared: Iterable[dict[str, Any]]) -> list[str]:
     """Benign shares, and for boards of one dataset, model and share the settings that differ."""
     namesakes, told = [], []
     for cell in shared:
-        told.append(f"{100 * cell['benign_fraction']:g} % benign")
+        told.append(f"{100 * cell['benign_fraction']:.3g} % benign")
         namesakes.append(
             (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), _flat(cell))
         )
