@@ -14,8 +14,6 @@ from purebench.settings import canonical
 from .rows import CONTROL, UNDEFENDED, told_apart
 from .table import markdown_text, plain, spread
 
-TOOK = 0.8
-
 _HEADINGS = (
     "attack",
     "poison rate",
@@ -49,8 +47,8 @@ def _tabulate(records: Sequence[Record], style: str, text: Callable[[str], str])
 def lines(records: Iterable[Record]) -> list[list[str]]:
     """One line an attack and rate: mean ± sample standard deviation over the seeds.
 
-    took: on how many of the seeds the back door opens, an ASR of at least 80 %. Training that did
-    not end well counts as one that did not take.
+    took: on how many of the seeds the back door opens, see ``Record.took``. Training that did not
+    end well counts as one that did not take.
     """
     groups: dict[tuple[str, float], list[Record]] = defaultdict(list)
     undefended = [r for r in records if r.cell.defense["name"] == UNDEFENDED]
@@ -65,7 +63,7 @@ def lines(records: Iterable[Record]) -> list[list[str]]:
 def _line(attack: str, records: Sequence[Record]) -> list[str]:
     scores = [record.before for record in records if record.before is not None]
     scores = [score for score in scores if not score.diverged]
-    cell, opened = records[0].cell, sum(score.asr >= TOOK for score in scores)
+    cell, opened = records[0].cell, sum(record.took for record in records)
     rate = f"{cell.poison_rate:g}" + (" of the class" if cell.clean_label else "")
     control = cell.attack["name"] == CONTROL
 

@@ -92,8 +92,9 @@ class Record:
 
     @property
     def took(self) -> bool:
-        """Whether there was a back door to remove: undefended ASR of at least 0.8."""
-        return self.before is not None and self.before.asr >= 0.8
+        """Whether there was a back door to remove: undefended ASR of at least 0.8, of a network
+        that does not take everything for one class."""
+        return self.before is not None and self.before.asr >= 0.8 and not self.before.degenerate
 
     def write(self, path: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)

@@ -53,6 +53,17 @@ def test_without_an_intercept(rng: torch.Generator) -> None:
     assert not fit.offset.any()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
+def test_inputs_that_never_vary_explain_nothing(rng: torch.Generator, value: float) -> None:
+    """As behind a layer that is dead: no weight, and the mean as the offset."""
+    X, Z = torch.full((300, 12), value), torch.randn(300, 5, generator=rng)
+    X += 1e-9 * value * torch.randn(X.shape, generator=rng)
+    fit = robust_ridge(X, Z, 0.015, weights=torch.rand(Z.shape, generator=rng), rounds=0)
+    given = X[:1] @ fit.weight + fit.offset
+    assert given.isfinite().all()
+    torch.testing.assert_close(given[0], Z.mean(0), atol=0.2, rtol=0)
+
+
 def test_each_column_has_its_own_weights(rng: torch.Generator) -> None:
     X, Z = problem(rng)
     weights = torch.rand(Z.shape, generator=rng, dtype=torch.float64) ** 4

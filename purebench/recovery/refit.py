@@ -11,6 +11,7 @@ themselves and with L1; the regression of outputs, layer by layer, is this proje
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,24 +66,25 @@ def robust_ridge(
         raise ValueError(f"strength must be above 0, got {strength}")
     if not (X.isfinite().all() and Z.isfinite().all()):
         raise ValueError("X and Z must be finite")
+    least = torch.finfo(X.dtype).eps * X.square().mean() + torch.finfo(X.dtype).tiny
     centre = X.mean(0) if intercept else torch.zeros_like(X[0])
     X = X - centre
     importance = torch.ones_like(Z) if weights is None else _positive(weights)
     shared = importance.mean(1) / importance.mean(1).sum()
     covariance = _covariance(X, shared, intercept)
-    variance = covariance.diagonal().mean().clamp_min(torch.finfo(X.dtype).tiny)
+    variance = covariance.diagonal().mean().clamp_min(least)  # of a dead layer's it is rounding
     damped = covariance + strength * variance * torch.eye(X.shape[1], dtype=X.dtype).to(X)
     factor = torch.linalg.cholesky(damped.double())
     kept = torch.cholesky_solve(covariance.double(), factor).diagonal().sum()
     factor = factor.to(X.dtype)
-    solution, offset = _solve(X, Z, importance, strength, intercept, factor, tolerance, None)
+    solve = partial(_solve, X, Z, strength, least, intercept, factor, tolerance)
+    solution, offset = solve(importance, None)
     for _ in range(rounds):
         residual = (Z - X @ solution - offset).abs()
         corner = CORNER * 1.4826 * residual.median(0).values
         floor = torch.finfo(X.dtype).eps * Z.abs().amax(0) + torch.finfo(X.dtype).tiny
         trust = ((corner + floor) / (residual + floor)).clamp_max(1)
-        trusted = importance * trust
-        solution, offset = _solve(X, Z, trusted, strength, intercept, factor, tolerance, solution)
+        solution, offset = solve(importance * trust, solution)
     return Refit(solution, offset - centre @ solution, float(kept))
 
 
@@ -99,11 +101,12 @@ def _covariance(X: Tensor, share: Tensor, centred: bool) -> Tensor:
 def _solve(
     X: Tensor,
     Z: Tensor,
-    weights: Tensor,
     strength: float,
+    least: Tensor,
     intercept: bool,
     factor: Tensor,
     tolerance: float,
+    weights: Tensor,
     start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted ridge, a weight a row and column, by preconditioned conjugate gradients."""
@@ -112,7 +115,7 @@ def _solve(
     if not intercept:
         mean_x, mean_z = torch.zeros_like(mean_x), torch.zeros_like(mean_z)
     variance = (share.T @ X.square() - mean_x.square()).mean(1)
-    ridge = strength * variance.clamp_min(torch.finfo(X.dtype).tiny)
+    ridge = strength * variance.clamp_min(least)
 
     def normal(V: Tensor) -> Tensor:
         centred = X @ V - (mean_x * V.T).sum(1)
