@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import NotApplicable, UsageError
     from .model import Architecture, Normalise, Task
     from .picture import Picture
+    from .purification import Purified, purify
     from .training import Recipe, fit
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "NotApplicable",
     "Picture",
     "PoisoningAttack",
+    "Purified",
     "Recipe",
     "Split",
     "Task",
@@ -57,6 +59,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "fit",
+    "purify",
 ]
 
 _HOMES = {
@@ -73,6 +76,7 @@ _HOMES = {
     "errors": ("NotApplicable", "UsageError"),
     "model": ("Architecture", "Normalise", "Task"),
     "picture": ("Picture",),
+    "purification": ("Purified", "purify"),
     "training": ("Recipe", "fit"),
 }
 

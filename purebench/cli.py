@@ -39,6 +39,8 @@ commands:
   doctor                 versions, device, disk, data, and a self-check of repeatability
   recovery               how many wrong weights robust recovery can undo: the theory, tested, or
                          with --contaminate MODEL a trained network
+  purify                 repair a model of your own with benign images: docs/purify.md
+  evaluate               ACC, ASR and RA of a model of your own, for who has the trigger
 
 examples:
   python bench.py --attack blend
@@ -100,6 +102,8 @@ def _dispatch(words: list[str]) -> int:
         "sweep": _sweep,
         "doctor": _doctor,
         "recovery": _recovery,
+        "purify": _purify,
+        "evaluate": _evaluate,
     }
     command = words.pop(0) if words and not words[0].startswith("-") else "run"
     if command not in commands:
@@ -589,3 +593,101 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"JSON      {path}")
+
+
+def _own_model(prog: str, description: str, fields: Sequence[str]) -> _Parser:
+    """The options that purify and evaluate share."""
+    parser = _Parser(
+        prog=f"bench.py {prog}",
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, metavar="FILE", help=".safetensors, .pt, .pth")
+    text = "a registered model (bench.py list), or torchvision.NAME"
+    parser.add_argument("--architecture", required=True, metavar="NAME", help=text)
+    for name in ("mean", "std"):
+        text = "what images in [0, 1] are normalised with, where the file does not say"
+        parser.add_argument(f"--{name}", nargs="+", metavar="X", help=text)
+    parser.add_argument("--seed", metavar="N", help="of all that is random (default: 0)")
+    common = ("device", "threads", "data_root", "plugin", "offline", "quiet", "set")
+    _add_options(parser, (*fields, *common))
+    return parser
+
+
+def _own_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What is common to purify and evaluate, converted; the rest is a RunConfig."""
+    own: dict[str, Any] = {"model": Path(options.pop("model"))}
+    own["architecture"] = options.pop("architecture")
+    for name, kind in (("mean", tuple[float, ...]), ("std", tuple[float, ...]), ("seed", int)):
+        if name in options:
+            own[name] = convert(options.pop(name), kind, f"--{name}")
+    if "set" in options:
+        options["set"] = parse_set(options["set"])
+    return {**own, "config": read_config(None, options)}
+
+
+def _purify(words: list[str]) -> int:
+    parser = _own_model(
+        "purify",
+        "Repair a model with benign images, and measure what that costs. See docs/purify.md.",
+        ("dataset", "benign_fraction", "recipe"),
+    )
+    parser.add_argument("--benign", metavar="PATH", help="folder of class folders, or .npz")
+    parser.add_argument("--defense", metavar="NAME", help="(default: robust_recovery)")
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors")
+    options = parser.read(words)
+    foreign = {"dataset", "benign_fraction"} & set(options)
+    if "benign" in options and foreign:
+        raise UsageError(f"--{min(foreign).replace('_', '-')} and --benign: give one of them")
+    if not foreign and "benign" not in options:
+        raise UsageError("where are benign images? --benign FOLDER, or --dataset NAME to try it")
+    given = {key: options.pop(key) for key in ("benign", "defense", "output") if key in options}
+    given |= {key: Path(given[key]) for key in ("benign", "output") if key in given}
+
+    from .progress import Progress
+    from .purification import Files, purify_file
+
+    files = Files(**given, **_own_options(options))
+    try:
+        found, card = purify_file(files, Progress(files.config.quiet))
+    except UsageError:
+        raise
+    except Exception as error:  # a defense's, on a network that it was not written for
+        print(f"failed: {files.defense}: {_words(error)}; nothing was written", file=sys.stderr)
+        return FAILED
+    for remark in card["remarks"]:
+        print(f"remark    {remark}")
+    print(f"{found.report()}\nmodel     {files.output}\ncard      {files.card}")
+    return OK
+
+
+def _evaluate(words: list[str]) -> int:
+    parser = _own_model(
+        "evaluate",
+        "ACC, ASR and RA of a model on a dataset's test split, with an attack's trigger (as "
+        "--seed draws it), an artifact's, or a picture's.",
+        ("dataset", "target", "all_to_all"),
+    )
+    parser.add_argument("--attack", metavar="NAME", help="one whose trigger is fixed")
+    text = "a folder of results/models, or a picture whose alpha says how far it covers"
+    parser.add_argument("--trigger", metavar="PATH", help=text)
+    options = parser.read(words)
+    given = {key: options.pop(key) for key in ("attack", "trigger") if key in options}
+    given |= {"trigger": Path(given["trigger"])} if "trigger" in given else {}
+
+    from .examination import Question, examine
+    from .progress import Progress
+
+    question = Question(**given, **_own_options(options))
+    scores, told = examine(question, Progress(question.config.quiet))
+    interval = import_module("purebench.leaderboards.intervals").binomial_interval
+    print(f"{question.config.dataset}: {told}")
+    for name, right, count in (
+        ("ACC", scores.clean_correct, scores.clean_count),
+        ("ASR", scores.triggered_as_target, scores.triggered_count),
+        ("RA", scores.triggered_as_true, scores.triggered_count),
+    ):
+        low, high = interval(right, count)
+        print(f"{name:<9} {right / count:.2%}  {right} of {count} images, {low:.2%} to {high:.2%}")
+    return OK

@@ -19,7 +19,9 @@ FLOORS = {
     **dict.fromkeys(("data", "model", "attack", "defense", "layers", "training", "evaluate"), 1),
     **dict.fromkeys(("recovery", "stealth", "reactivation", "adversarial"), 1),
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),
-    **dict.fromkeys(("study", "contamination", "submission", "gallery", "sweep"), 3),
+    **dict.fromkeys(("study", "contamination", "submission", "gallery", "sweep", "checkpoint"), 3),
+    **dict.fromkeys(("study", "contamination", "submission", "gallery"), 3),
+    **dict.fromkeys(("purification", "examination"), 3),
     **dict.fromkeys(PLUGINS, 3),
     **dict.fromkeys(("leaderboards", "cli", "doctor"), 4),
 }
@@ -29,6 +31,7 @@ LOADERS = {
     *("torch.load", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec"),
 }
+TORCH_FILES = "purebench.checkpoint"  # may read them, as tensors alone
 FILES = sorted(
     file.relative_to(ROOT)
     for folder in ("purebench", *PLUGINS, "leaderboards", "benchmarks")
@@ -89,6 +92,13 @@ def wrong_imports(tree: ast.Module, module: str) -> Iterator[str]:
             yield f"{name}: no plug-in knows how it is run"
 
 
+def reads_tensors_alone(call: ast.Call) -> bool:
+    """torch.load(..., weights_only=True), and nothing that could make it otherwise."""
+    words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    plain = len(call.args) == 1 and set(words) <= {"map_location", "weights_only"}
+    return ast.unparse(call.func) == "torch.load" and plain and words.get("weights_only") == "True"
+
+
 def dangers(tree: ast.Module, module: str) -> Iterator[str]:
     """What could execute a file's content."""
     for name in imports(tree, module):
@@ -98,7 +108,7 @@ def dangers(tree: ast.Module, module: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        if name in LOADERS:
+        if name in LOADERS and not (module == TORCH_FILES and reads_tensors_alone(node)):
             yield name
         pickles = [ast.unparse(word.value) for word in node.keywords if word.arg == "allow_pickle"]
         if (pickles or name in ("np.load", "numpy.load")) and pickles != ["False"]:
@@ -184,6 +194,35 @@ def test_nothing_unpickles(file: Path) -> None:
 )
 def test_unpicklers_are_seen(line: str) -> None:
     assert len(list(dangers(ast.parse(line), "purebench.artifact"))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(file)",
+        "torch.load(file, weights_only=False)",
+        "torch.load(file, weights_only=trusted)",
+        "torch.load(file, None, pickle_module, weights_only=True)",
+        "torch.load(file, weights_only=True, **more)",
+        "torch.jit.load(file, weights_only=True)",
+        "from torch import load",
+    ],
+)
+def test_checkpoints_are_read_as_tensors_alone(line: str) -> None:
+    assert len(list(dangers(ast.parse(line), TORCH_FILES))) == 1
+
+
+def test_one_module_reads_torch_files() -> None:
+    """The exception is that line, and no more."""
+    line = ast.parse("torch.load(file, map_location='cpu', weights_only=True)")
+    assert not list(dangers(line, TORCH_FILES))
+    calls = [
+        module_name(file)
+        for file in FILES
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert calls == [TORCH_FILES]
 
 
 @pytest.mark.parametrize(
