@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench import DefenseContext, Split
-from purebench.data import stratified, to_float
+from purebench.data import batches, stratified, to_float
 from purebench.evaluate import correct
 from purebench.layers import (
     WeightLayer,
@@ -129,7 +129,7 @@ class Rows:
             held: list[Tensor] = []
             handle = layer.register_forward_hook(lambda _, __, output: held.append(output))
             try:
-                for part in self.images.split(250):
+                for part in batches(self.images, 250):
                     logits = model(to_float(part))
                     total = torch.zeros_like(held[-1])
                     for last in (False, True):

@@ -116,6 +116,11 @@ class Dataset(ABC):
         actual digest, what to do."""
 
 
+def batches(images: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Images (N, C, H, W) in parts of ``most``; of fewer, by their pixels, above 64x64."""
+    return images.split(max(1, min(most, most * 64 * 64 // (images.shape[2] * images.shape[3]))))
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]. A product, which every device rounds alike."""
     return images.to(torch.float32).mul_(1 / 255)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attack import Goal, triggered
-from .data import Split, to_float
+from .data import Split, batches, to_float
 
 _BATCH = {"cpu": 500, "cuda": 5000}  # images a forward pass
 
@@ -103,7 +103,7 @@ class Judge:
 def predictions(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Predicted classes (N,) of uint8 images, and how many images have logits not finite."""
     classes, bad = [], torch.zeros((), dtype=torch.int64, device=images.device)
-    for part in images.split(_BATCH.get(images.device.type, 500)):
+    for part in batches(images, _BATCH.get(images.device.type, 500)):
         logits = model(to_float(part.contiguous(memory_format=torch.channels_last)))
         classes.append(logits.argmax(1))
         bad += (~logits.isfinite().all(1)).sum()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import to_float
+from .data import batches, to_float
 
 WeightLayer = nn.Conv2d | nn.Linear
 _BATCH = 250
@@ -55,7 +55,7 @@ def _watched(
         held.append(pick(inputs, output).detach())
         raise _Reached
 
-    for part in images.split(_BATCH):
+    for part in batches(images, _BATCH):
         with _hooked([layer], note), suppress(_Reached):
             model(to_float(part))
         yield held.pop()

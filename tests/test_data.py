@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purebench import Split
-from purebench.data import stratified, to_float, to_uint8
+from purebench.data import batches, stratified, to_float, to_uint8
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -40,6 +40,14 @@ def test_neither_changes_what_it_is_given() -> None:
     to_uint8(floats)
     assert torch.equal(images, BYTES)
     assert torch.equal(floats, to_float(BYTES))
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(64, [4, 1]), (128, [1] * 5), (300, [1] * 5)])
+def test_batches_of_large_images_are_smaller(side: int, sizes: list[int]) -> None:
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, side, side)
+    parts = batches(images, 4)
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
