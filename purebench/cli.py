@@ -675,6 +675,8 @@ def _evaluate(words: list[str]) -> int:
     options = parser.read(words)
     given = {key: options.pop(key) for key in ("attack", "trigger") if key in options}
     given |= {"trigger": Path(given["trigger"])} if "trigger" in given else {}
+    if {"target", "all_to_all"} & set(options) and "trigger" in given and given["trigger"].is_dir():
+        raise UsageError("--target and --all-to-all: an artifact's trigger has its own aim")
 
     from .examination import Question, examine
     from .progress import Progress

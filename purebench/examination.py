@@ -125,7 +125,7 @@ def fixed_trigger(attack: Attack, shape: torch.Size, seed: int) -> nn.Module:
         or own.run is not PoisoningAttack.run
     ):
         raise UsageError(
-            f"attack {attack.name} learns its trigger: give the folder of a network that it made, "
+            f"the trigger of attack {attack.name} is learnt with a network: give its folder, "
             f"--trigger results/models/{attack.name}-s{seed}-..."
         )
     rng = generator(derive(seed, "attack", attack.name), "trigger")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from . import machine
-from .checkpoint import OwnModel, Preprocessed, bare, find_architecture, open_model, taking_images
+from .checkpoint import OwnModel, bare, find_architecture, open_model, taking_images
 from .config import RunConfig
 from .data import LoadContext, Source, Split, make_bundle, stratified, to_float, to_uint8
 from .defense import Defense, DefenseContext
@@ -183,21 +182,15 @@ def repair(
     )
     own = derive(seed, "defense", defense.name, "global")
     try:
-        suspect = copy.deepcopy(network).eval()
-        with (
-            isolated(own),
-            torch.enable_grad(),
-            _workable(suspect),
-            machine.measured(device) as cost,
-        ):
+        suspect = _workable(network)
+        with isolated(own), torch.enable_grad(), machine.measured(device) as cost:
             purified = defense.purify(suspect, ctx)
     except (NotApplicable, NotImplementedError) as reason:
         raise UsageError(f"{defense.name} cannot work on this network: {reason}") from reason
-    for module, training in zip(purified.modules(), _modes(network, purified), strict=True):
-        module.training = training
+    _as_it_was(purified, network)
     after = _correct(purified, held_out)
     return Purified(
-        model=bare(purified) if isinstance(network, Preprocessed) else purified,
+        model=bare(purified),
         defense={
             "name": defense.name,
             "settings": describe(defense),
@@ -303,28 +296,26 @@ def _correct(network: nn.Module, split: Split) -> int:
     return int(correct(network, split).sum())
 
 
-@contextmanager
-def _workable(network: nn.Module) -> Iterator[None]:
-    """Inside, every weight takes gradients, and no activation overwrites what a hook has seen."""
-    weights = [(weight, weight.requires_grad) for weight in network.parameters()]
-    inplace = [module for module in network.modules() if getattr(module, "inplace", False) is True]
-    for weight, _ in weights:
-        weight.requires_grad_(True)
-    for module in inplace:
-        module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for weight, wanted in weights:
-            weight.requires_grad_(wanted)
-        for module in inplace:
+def _workable(network: nn.Module) -> nn.Module:
+    """A copy in which every weight takes gradients, and no activation overwrites what a hook has
+    seen."""
+    suspect = copy.deepcopy(network).eval().requires_grad_(True)
+    for module in suspect.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    return suspect
+
+
+def _as_it_was(purified: nn.Module, network: nn.Module) -> None:
+    """Undo ``_workable``: by name, since a defense may give back another copy."""
+    weights, modules = dict(network.named_parameters()), dict(network.named_modules())
+    for name, weight in purified.named_parameters():
+        weight.requires_grad_(weights[name].requires_grad if name in weights else True)
+    for name, module in purified.named_modules():
+        was = modules.get(name)
+        module.training = was is not None and was.training
+        if getattr(was, "inplace", False) is True:
             module.inplace = True  # type: ignore[assignment]
-
-
-def _modes(network: nn.Module, purified: nn.Module) -> list[bool]:
-    """Training modes for the modules of ``purified``: those of ``network``, where it is alike."""
-    modes = {name: module.training for name, module in network.named_modules()}
-    return [modes.get(name, False) for name, _ in purified.named_modules()]
 
 
 def _remarks(network: nn.Module, benign: Split, num_classes: int) -> Iterator[str]:
@@ -396,6 +387,7 @@ def purify_file(files: Files, progress: Progress) -> tuple[Purified, dict[str, A
     if "classes" in origin:
         numbered = ", ".join(f"{label} {name}" for label, name in enumerate(origin["classes"]))
         progress.say(f"classes, sorted by name: {numbered}")
+    need_writable(files.output.parent)
     network, parts = own.network.to(device), [split.to(device) for split in (benign, held_out)]
     found = repair(network, parts[0], parts[1], defense, recipe, files.seed, progress)
     content = own.content(found.model)
@@ -432,7 +424,6 @@ def _check_output(files: Files) -> None:
         same = place.resolve() == files.model.resolve()
         if same or (place.exists() and files.model.exists() and place.samefile(files.model)):
             raise UsageError(f"--output {place} is the input: keep that, give another name")
-    need_writable(files.output.parent)
 
 
 def _images(
