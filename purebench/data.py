@@ -118,7 +118,9 @@ class Dataset(ABC):
 
 def batches(images: Tensor, most: int) -> tuple[Tensor, ...]:
     """Images (N, C, H, W) in parts of ``most``; of fewer, by their pixels, above 64x64."""
-    return images.split(max(1, min(most, most * 64 * 64 // (images.shape[2] * images.shape[3]))))
+    size = most * 64 * 64 // (images.shape[2] * images.shape[3])
+    parts: tuple[Tensor, ...] = images.split(max(1, min(most, size)))
+    return parts
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -315,7 +315,7 @@ def _as_it_was(purified: nn.Module, network: nn.Module) -> None:
         was = modules.get(name)
         module.training = was is not None and was.training
         if getattr(was, "inplace", False) is True:
-            module.inplace = True  # type: ignore[assignment]
+            module.inplace = True
 
 
 def _remarks(network: nn.Module, benign: Split, num_classes: int) -> Iterator[str]:
