@@ -42,12 +42,12 @@ def balance(
         torch.stack([(one * other).sum() for one, other in zip(*pair, strict=True)]).sum()
         for pair in ((first, first), (first, second), (second, second))
     )
-    scale_a, scale_b = (
-        loss.detach() * square.sqrt() for loss, square in zip(losses, (aa, bb), strict=True)
-    )
-    scale_a, scale_b = scale_a.clamp_min(1e-12), scale_b.clamp_min(1e-12)
-    aa, ab, bb = aa / scale_a**2, ab / (scale_a * scale_b), bb / scale_b**2
-    return ((bb - ab) / (aa - 2 * ab + bb).clamp_min(1e-12)).clamp(0, 1)
+    tiny = torch.finfo(aa.dtype).tiny
+    cosine = ab / (aa * bb).sqrt().clamp_min(tiny)
+    a, b = (loss.detach() for loss in losses)
+    # of vectors 1/a and 1/b long, times (a b)^2: a loss of 0, whose gradient is gone, does no harm
+    mixture = (a * a - cosine * a * b) / (a * a - 2 * cosine * a * b + b * b).clamp_min(tiny)
+    return mixture.clamp(0, 1)
 
 
 @ATTACKS.register("blind")
@@ -56,6 +56,7 @@ class Blind(Attack):
     """size: side of the trigger's square in pixels, at least 1 and at most the image's."""
 
     paper: ClassVar[str] = "Bagdasaryan and Shmatikov 2021, arXiv:2005.03823"
+    revision: ClassVar[int] = 2
     size: int = 1
 
     def __post_init__(self) -> None:

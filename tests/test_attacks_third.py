@@ -282,10 +282,12 @@ def test_balance_is_the_shortest_mixture(
 
 
 def test_balance_of_what_is_learnt_already() -> None:
+    """Whose loss is 0, and its gradient with it, leaves all weight to the other task."""
     nothing, something = [torch.zeros(2)], [torch.tensor([1.0, 0])]
-    losses = torch.tensor(0.0), torch.tensor(1.0)
-    for pair in ((nothing, something), (something, nothing), (nothing, nothing)):
-        assert 0 <= blind.balance(*pair, losses).item() <= 1
+    learnt, open_ = torch.tensor(0.0), torch.tensor(1.0)
+    assert blind.balance(something, nothing, (open_, learnt)).item() == 1
+    assert blind.balance(nothing, something, (learnt, open_)).item() == 0
+    assert 0 <= blind.balance(nothing, nothing, (learnt, learnt)).item() <= 1
 
 
 def test_blind_keeps_the_clean_images(few: AttackContext) -> None:
