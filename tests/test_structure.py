@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from purebench.commands import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 PLUGINS = ("attacks", "defenses", "models", "datasets")
 
@@ -23,7 +25,8 @@ FLOORS = {
     **dict.fromkeys(("study", "contamination", "submission", "gallery"), 3),
     **dict.fromkeys(("purification", "examination"), 3),
     **dict.fromkeys(PLUGINS, 3),
-    **dict.fromkeys(("leaderboards", "cli", "doctor"), 4),
+    **dict.fromkeys(("leaderboards", "commands", "doctor"), 4),
+    "cli": 5,
 }
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "base", "core"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -131,6 +134,8 @@ def test_imports_point_down(file: Path) -> None:
         ("purebench.runner", "from .attacks.blend import Blend"),
         ("purebench.runner", "import purebench.leaderboards.table"),
         ("purebench.cli", "import purebench.defenses"),
+        ("purebench.commands.run", "from ..cli import OK"),
+        ("purebench.runner", "from .commands import OK"),
         ("purebench.runner", "import datasets"),
         ("purebench.attacks.blend", "from models.lenet import LeNet"),
         ("purebench.attacks.blend", "from purebench.models.lenet import LeNet"),
@@ -158,6 +163,15 @@ def test_imports_that_point_up_are_seen(module: str, line: str) -> None:
 )
 def test_imports_that_point_down_are_allowed(module: str, line: str) -> None:
     assert not list(wrong_imports(ast.parse(line), module))
+
+
+def test_every_command_is_a_module_of_its_name() -> None:
+    """And says what it is for, as --help wants it: 'word ARGUMENTS: text.'"""
+    files = {file.stem: file for file in FILES if file.parts[:2] == ("purebench", "commands")}
+    assert {name for name in files if not name.startswith("_")} == set(COMMANDS)
+    for name in COMMANDS:
+        told = (ast.get_docstring(parse(files[name])) or "").partition("\n\n")[0]
+        assert re.fullmatch(rf"{name}( [A-Z.a-z]+)*: \S.*\.", told, re.DOTALL), told
 
 
 def test_every_module_has_a_floor() -> None:

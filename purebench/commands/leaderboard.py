@@ -1,0 +1,60 @@
+"""leaderboard FOLDER: the tables of all records below a folder."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from ..errors import UsageError
+from . import OK
+from ._options import Parser
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(prog="bench.py leaderboard", allow_abbrev=False)
+    parser.add_argument("folder", nargs="+", help="records are looked for here and below")
+    kinds = ("screen", "markdown", "csv", "json", "latex")
+    parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
+    parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
+    parser.add_argument("--columns", nargs="+", default=[], help="these only, e.g. acc asr der")
+    parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
+    parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
+    parser.add_argument("--triggers", metavar="DIR", help="PNG files for the page's gallery")
+    parser.add_argument("--figures", metavar="DIR", help="write figures for papers")
+    options = parser.read(words)
+    if options["triggers"] and not options["page"]:
+        raise UsageError("--triggers is for --page FILE.html")
+    if options["columns"] and options["format"] in ("csv", "json"):
+        raise UsageError("--columns is for --format screen, markdown and latex")
+    if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
+        raise UsageError("--undefended is for --format screen and markdown")
+
+    from ..record import read_records
+
+    folders = [Path(folder) for folder in options["folder"]]
+    records = read_records(folders)
+    table = import_module("purebench.leaderboards.table")
+    renders = {"csv": table.as_csv, "json": table.as_json}
+    writes = options["page"] or options["figures"]
+    kind = options["format"] or (None if writes else "screen")
+    try:
+        if options["undefended"]:
+            undefended = import_module("purebench.leaderboards.undefended")
+            print(getattr(undefended, kind or "screen")(records).rstrip("\n"))
+        elif kind in renders:
+            print(renders[kind](records, options["attack"]).rstrip("\n"))
+        elif kind:
+            text = getattr(table, kind)(records, options["attack"], options["columns"])
+            print(text.rstrip("\n"))
+        if options["page"]:
+            page = import_module("purebench.leaderboards.page")
+            page.write(records, folders, Path(options["page"]), options["triggers"])
+            print(f"page      {options['page']}", file=sys.stderr)
+        if options["figures"]:
+            figures = import_module("purebench.leaderboards.figures")
+            for path in figures.draw(records, Path(options["figures"])):
+                print(f"figure    {path}", file=sys.stderr)
+    except ValueError as error:  # records of two protocols, a gallery without pictures
+        raise UsageError(str(error)) from error
+    return OK

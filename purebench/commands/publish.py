@@ -1,0 +1,65 @@
+"""publish BOARD FOLDER: copy records to a committed board and render its table and page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..storage import need_writable
+from . import OK
+from ._options import Parser
+
+if TYPE_CHECKING:
+    from ..record import Record
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(prog="bench.py publish", allow_abbrev=False)
+    parser.add_argument("board", help="its name; without a source it is rendered again")
+    parser.add_argument("source", nargs="*", help="folders of records, or a submission")
+    for name in ("dataset", "model", "attack", "defense"):
+        parser.add_argument(f"--{name}", nargs="+", default=[], help="copy these records only")
+    parser.add_argument("--provenance", choices=("self-reported", "verified", "flagged"))
+    parser.add_argument("--boards", default="leaderboards/published", metavar="DIR")
+    options = parser.read(words)
+
+    from ..record import read_records
+    from ..submission import unpack
+
+    if "/" in options["board"] or options["board"].startswith("."):
+        raise UsageError(f"a board's name is one folder's, got {options['board']!r}")
+    folder = Path(options["boards"]) / options["board"]
+    records: list[Record] = []
+    for source in map(Path, options["source"]):
+        if source.suffix != ".zip":
+            records += read_records([source])
+        elif options["provenance"] is None:
+            raise UsageError(f"{source}: --provenance says how far it is believed; see verify")
+        else:
+            sent = unpack(source).records.values()
+            records += [replace(record, provenance=options["provenance"]) for record in sent]
+    chosen = [record for record in records if _wanted(record, options)]
+    if options["source"] and not chosen:
+        raise UsageError(f"none of the {len(records)} records there was chosen")
+    need_writable(folder)
+    board, page = (import_module(f"purebench.leaderboards.{name}") for name in ("board", "page"))
+    count = board.add(folder, chosen)
+    try:
+        written = board.write(folder)
+    except ImportError as error:
+        raise UsageError(f"publish needs Jinja2: {page.REMEDY}") from error
+    print(f"records   {folder / 'records'}{os.sep} ({count} written)")
+    for path in written:
+        print(f"board     {path}")
+    return OK
+
+
+def _wanted(record: Record, options: dict[str, Any]) -> bool:
+    return all(
+        not options[name] or getattr(record.cell, name)["name"] in options[name]
+        for name in ("dataset", "model", "attack", "defense")
+    )

@@ -1,0 +1,72 @@
+"""verify FILE: check a submission field by field, and run one of its cells again."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import RunConfig
+from ..errors import UsageError, near_match
+from . import FAILED, OK
+from ._options import Parser, add_options, run_config
+
+if TYPE_CHECKING:
+    from ..record import Record
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(
+        prog="bench.py verify",
+        description="Check a submission, and run one of its cells again (chosen at random, unless "
+        "named). Exit code 0: verified, or sound where --no-run; 1: flagged or not whole; 2: no "
+        "submission.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.zip")
+    parser.add_argument("--cell", metavar="NAME", help="the record to run again")
+    parser.add_argument("--no-run", action="store_true", help="run nothing again")
+    add_options(parser, ("device", "threads", "data_root", "offline", "plugin", "quiet"))
+    options = parser.read(words)
+    file, cell, idle = (options.pop(name, None) for name in ("file", "cell", "no_run"))
+
+    from ..submission import missing, unpack
+
+    sent = unpack(Path(file))
+    print(f"sound     {len(sent.records)} records by {sent.by}: schema, protocol, digests, metrics")
+    lacking = missing(list(sent.records.values()))
+    for line in lacking:
+        print(f"missing   {line}")
+    if idle:
+        print("verdict   " + ("not whole" if lacking else "self-reported"))
+        return FAILED if lacking else OK
+    name = cell or random.choice(sorted(sent.records))
+    if name not in sent.records:
+        raise UsageError(f"no record {name!r} there{near_match(name, sent.records)}")
+    found = _again(sent.records[name], run_config(options))
+    print(f"again     {name}")
+    for line in found:
+        print(f"differs   {line}")
+    verdict = "flagged" if found else "not whole" if lacking else "verified"
+    print(f"verdict   {verdict}")
+    return OK if verdict == "verified" else FAILED
+
+
+def _again(record: Record, config: RunConfig) -> list[str]:
+    """Measure a record's cell; what comes out otherwise than it says."""
+    from ..progress import Progress
+    from ..runner import execute, prepare
+    from ..submission import again, differences
+
+    how = ("device", "threads", "data_root", "offline", "plugin", "quiet")
+    with tempfile.TemporaryDirectory() as folder:
+        given = {name: getattr(config, name) for name in how}
+        plan = prepare(again(record, output=folder, **given), Progress(config.quiet))
+        ours = plan.cell(plan.attacks[0], plan.defenses[0], record.cell.seed)
+        foreign = [key for key, value in vars(ours).items() if value != vars(record.cell)[key]]
+        if foreign:
+            return [f"cell.{key}: not as this version has it" for key in foreign]
+        return list(differences(record, next(execute(plan))))
