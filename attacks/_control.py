@@ -6,7 +6,7 @@ The poisoned images are drawn once and stay poisoned in every epoch, spread even
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from purebench import Attack, AttackContext, Recipe
 from purebench.data import to_float
 from purebench.errors import Diverged
+from purebench.savepoint import Part, resumed
 from purebench.seeding import generator
 from purebench.training import augment, precision
 
@@ -53,6 +54,7 @@ def train(
     indices: tuple[Tensor, Tensor],
     ctx: AttackContext,
     learn: Callable[[Batch, Autocast], Tensor],
+    kept: Sequence[Part],
 ) -> None:
     """Run the recipe's epochs, then leave ``model`` and ``generating`` in evaluation mode.
 
@@ -60,6 +62,7 @@ def train(
         generating: a network that is trained beside ``model``, where there is one.
         indices: as ``drawn`` gives them.
         learn: takes one step on a batch and returns its loss.
+        kept: what ``learn`` changes besides the networks: its optimisers.
     """
     networks = [network for network in (model, generating) if network is not None]
     steps_per_epoch = math.ceil(len(ctx.train) / ctx.recipe.batch_size)
@@ -67,12 +70,15 @@ def train(
     model.to(memory_format=torch.channels_last)
     for network in networks:
         network.train()
-    losses = []
+    losses: list[float] = []
+    keep = resumed(ctx.savepoints, *networks, losses, *kept)
     with (
         ctx.progress.bar("training", ctx.recipe.epochs, "epoch") as bar,
         precision(ctx.recipe, ctx.device) as autocast,
     ):
-        for epoch in range(ctx.recipe.epochs):
+        if losses:
+            bar.step(len(losses), loss=losses[-1])
+        for epoch in range(len(losses), ctx.recipe.epochs):
             rng = generator(ctx.seed, "training", epoch, device=ctx.device)
             total = torch.zeros((), device=ctx.device)
             parts = mixed(*indices, steps_per_epoch, rng)
@@ -84,6 +90,7 @@ def train(
             losses.append(round(float(total) / steps_per_epoch, 6))
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"training: the loss of epoch {epoch + 1} is {losses[-1]}")
+            keep()
             bar.step(loss=losses[-1])
     ctx.notes["loss_by_epoch"] = losses
     for network in networks:

@@ -74,7 +74,7 @@ class Blind(Attack):
         model = ctx.build()
         optimiser = sgd(model, ctx.recipe)
         weights = list(model.parameters())
-        shares = []
+        shares = [torch.empty(0, device=ctx.device)]  # one tensor of all steps' main task weights
 
         def learn(batch: Batch, autocast: Autocast) -> Tensor:
             rates = {optimiser: ctx.recipe.lr_at(batch.step, batch.steps)}
@@ -89,12 +89,12 @@ class Blind(Attack):
             first = torch.autograd.grad(main, weights, retain_graph=True)
             second = torch.autograd.grad(side, weights)
             share = balance(first, second, (main, side))
-            shares.append(share)
+            shares[0] = torch.cat([shares[0], share.view(1)])
             for weight, one, other in zip(weights, first, second, strict=True):
                 weight.grad = share * one + (1 - share) * other
             advance(rates)
             return share * main + (1 - share) * side
 
-        train(model, None, indices, ctx, learn)
-        ctx.notes["main_task_weight"] = round(float(torch.stack(shares).mean()), 6)
+        train(model, None, indices, ctx, learn, [optimiser, shares])
+        ctx.notes["main_task_weight"] = round(float(shares[0].mean()), 6)
         return BackdooredModel(model, trigger.eval(), ctx.goal, indices[0].cpu(), ctx.notes)

@@ -130,4 +130,4 @@ class CleanLabel(CleanLabelAttack):
             return cross_entropy(model.train(), hard, labels)
 
         loss = robust if self.surrogate == "adversarial" else None
-        return surrogate(ctx, self.surrogate_share, loss=loss)
+        return surrogate(ctx, self.surrogate_share, loss=loss, kept=[rng])

@@ -185,7 +185,7 @@ class InputAware(Attack):
             descend(loss, rates)
             return loss
 
-        train(model, trigger.generator, indices, ctx, learn)
+        train(model, trigger.generator, indices, ctx, learn, [classifying, generating])
         trigger.eval()
 
     def _plant(

@@ -92,7 +92,7 @@ class Lira(Attack):
             descend(loss, rates)
             return loss
 
-        train(model, trigger, indices, ctx, learn)
+        train(model, trigger, indices, ctx, learn, [classifying, generating])
         return BackdooredModel(model, trigger, ctx.goal, indices[0].cpu(), ctx.notes)
 
     def loss(

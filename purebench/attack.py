@@ -14,6 +14,7 @@ from .data import Split, to_float, to_uint8
 from .errors import UsageError
 from .model import Task
 from .progress import Progress
+from .savepoint import Savepoints
 from .seeding import derive, generator
 from .training import Recipe, fit
 
@@ -59,6 +60,7 @@ class AttackContext:
     poison_rate: share of the training split (clean-label attacks: of the target class).
     recipe: how to train.
     notes: facts for the record, JSON-able.
+    savepoints: for ``fit``, so that a killed training goes on; None where nothing is kept.
     """
 
     train: Split
@@ -71,6 +73,7 @@ class AttackContext:
     seed: int
     notes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    savepoints: Savepoints | None = None
 
     def generator(self, *names: object) -> torch.Generator:
         """A CPU generator for one purpose of this attack."""
@@ -267,7 +270,15 @@ class PoisoningAttack(Attack):
         split, indices, trigger = self.poison(ctx)
         model = ctx.build()
         seed = derive(ctx.seed, "training")
-        fit(model, split, ctx.recipe, seed=seed, progress=ctx.progress, notes=ctx.notes)
+        fit(
+            model,
+            split,
+            ctx.recipe,
+            seed=seed,
+            progress=ctx.progress,
+            notes=ctx.notes,
+            savepoints=ctx.savepoints,
+        )
         planted = Planted.between(ctx.train, split)
         return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes, planted)
 

@@ -42,10 +42,11 @@ from .progress import Progress
 from .reactivation import poisoned_samples, reactivated
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
+from .savepoint import Savepoints
 from .seeding import derive, generator, isolated
 from .settings import build, canonical, describe, fingerprint
 from .stealth import checked, stealth
-from .storage import need_writable, set_aside, write_atomic
+from .storage import need_writable, set_aside, sha256, write_atomic
 from .training import RECIPES, Recipe
 
 STEALTH = "stealth.json"
@@ -304,12 +305,32 @@ class Victim:
 
     def _train(self) -> BackdooredModel:
         seed = derive(self.seed, "attack", self.attack.name, "global")
-        with isolated(seed), torch.enable_grad(), machine.measured(self.plan.device) as cost:
-            victim = self.attack.run(self.attack_context)
-        victim.notes["training_seconds"] = round(cost.seconds, 3)
+        savepoints = self._savepoints()
+        if self.plan.config.force:
+            savepoints.clear()
+        ctx = dataclasses.replace(self.attack_context, savepoints=savepoints)
+        try:
+            with isolated(seed), torch.enable_grad(), machine.measured(self.plan.device) as cost:
+                victim = self.attack.run(ctx)
+        except (Diverged, NotApplicable):  # it would end so again
+            savepoints.clear()
+            raise
+        victim.notes["training_seconds"] = round(savepoints.earlier_seconds + cost.seconds, 3)
         (self.folder / STEALTH).unlink(missing_ok=True)  # of the network that this one replaces
         save_artifact(self.folder, victim, self.identity)
+        savepoints.clear()
         return victim
+
+    def _savepoints(self) -> Savepoints:
+        identity = {
+            "victim": self.identity,
+            "code": _code(self.attack, self.plan.architecture),
+            "versions": machine.versions(),
+            "device": machine.device_name(self.plan.device),
+            "threads": torch.get_num_threads(),
+        }  # what "bit for bit" holds for
+        folder = self.folder.with_name(f"{self.folder.name}.unfinished")
+        return Savepoints(folder, identity, self.plan.device, self.plan.progress)
 
     @cached_property
     def judge(self) -> Judge:
@@ -539,3 +560,13 @@ def _sources(*plugins: Any) -> list[str]:
     return [
         hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "" for file in files
     ]
+
+
+def _code(*plugins: Any) -> str:
+    """Digest of the engine's files and of all that lie beside the plug-ins'."""
+    files = [inspect.getsourcefile(type(plugin)) for plugin in plugins]
+    folders = {Path(__file__).parent, *(Path(file).parent for file in files if file)}
+    texts = [
+        file.read_bytes() for folder in sorted(folders) for file in sorted(folder.glob("*.py"))
+    ]
+    return sha256(b"".join(texts))

@@ -7,7 +7,7 @@ Nothing waits for the device within an epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from .data import Split, to_float
 from .errors import Diverged
 from .progress import Progress
+from .savepoint import Part, Savepoints, resumed
 from .seeding import generator
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -99,6 +100,8 @@ def fit(
     loss: Loss | None = None,
     descent: Descent | None = None,
     notes: MutableMapping[str, Any] | None = None,
+    savepoints: Savepoints | None = None,
+    kept: Sequence[Part] = (),
 ) -> nn.Module:
     """Train ``model`` in place on ``split``, which lies on the model's device; returns it in
     evaluation mode.
@@ -108,6 +111,8 @@ def fit(
         descent: trained weights -> optimiser, whose learning rate is then set by the recipe; its
             SGD unless given.
         notes: receives ``loss_by_epoch``.
+        savepoints: where a state is saved after each epoch, and one is taken up that lies there.
+        kept: belongs to that state, too: what ``loss`` changes besides the model.
 
     Raises:
         Diverged: an epoch's mean loss is not finite.
@@ -119,9 +124,12 @@ def fit(
     optimiser = (descent or sgd(recipe))(trained)
     steps_per_epoch = math.ceil(len(split) / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    losses = []
+    losses: list[float] = []
+    keep = resumed(savepoints, model, optimiser, losses, *kept)
     with progress.bar(label, recipe.epochs, "epoch") as bar, precision(recipe, device) as autocast:
-        for epoch in range(recipe.epochs):
+        if losses:
+            bar.step(len(losses), loss=losses[-1])
+        for epoch in range(len(losses), recipe.epochs):
             total = torch.zeros((), device=device)
             for index, (images, labels) in enumerate(batches(split, recipe, seed, epoch)):
                 for group in optimiser.param_groups:
@@ -135,6 +143,7 @@ def fit(
             losses.append(float(total) / steps_per_epoch)
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"{label}: the loss of epoch {epoch + 1} is {losses[-1]}")
+            keep()
             bar.step(loss=losses[-1])
     if notes is not None:
         notes["loss_by_epoch"] = [round(value, 6) for value in losses]

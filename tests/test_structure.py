@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "registry", "settings", "seeding", "storage", "progress"), 0),
     **dict.fromkeys(("heatmap", "picture"), 0),
     **dict.fromkeys(("data", "model", "attack", "defense", "layers", "training", "evaluate"), 1),
-    **dict.fromkeys(("recovery", "stealth", "reactivation", "adversarial"), 1),
+    **dict.fromkeys(("recovery", "stealth", "reactivation", "adversarial", "savepoint"), 1),
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),
     **dict.fromkeys(("study", "contamination", "submission", "gallery", "sweep", "checkpoint"), 3),
     **dict.fromkeys(("study", "contamination", "submission", "gallery"), 3),
