@@ -328,7 +328,7 @@ class Victim:
             "versions": machine.versions(),
             "device": machine.device_name(self.plan.device),
             "threads": torch.get_num_threads(),
-        }  # what "bit for bit" holds for
+        }
         folder = self.folder.with_name(f"{self.folder.name}.unfinished")
         return Savepoints(folder, identity, self.plan.device, self.plan.progress)
 

@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from purebench.attacks import _control as control
 from torch import Tensor, nn
 
 from purebench import ATTACKS, AttackContext, DataBundle, NotApplicable, Recipe, Split, fit
@@ -28,6 +28,7 @@ from purebench.savepoint import Savepoints
 from purebench.seeding import isolated
 from purebench.training import cross_entropy, sgd
 
+control: Any = import_module("purebench.attacks._control")
 CPU = torch.device("cpu")
 STEPS = 4  # of an epoch
 SHORT = Recipe(epochs=4, batch_size=32, lr=0.05, nesterov=True, crop=2, flip=True)
@@ -166,10 +167,10 @@ def test_each_training_has_a_state_of_its_own(small: Split, tmp_path: Path) -> N
 
 
 def damage(file: Path, how: str) -> None:
-    content = bytearray(file.read_bytes())
-    if how == "byte":
-        content[len(content) // 2] ^= 1
-    file.write_bytes({"cut": content[:-100], "empty": b"", "byte": content}[how])
+    content = file.read_bytes()
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    file.write_bytes({"cut": content[:-100], "empty": b"", "byte": bytes(changed)}[how])
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "byte"])
