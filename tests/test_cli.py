@@ -535,7 +535,7 @@ NO_CUDA = f"device 'cuda:{torch.cuda.device_count()}' is not there: torch .* see
         ("--dataset shape", r"unknown dataset 'shape'; did you mean 'shapes'\?"),
         ("--recipe mnist_fats", r"unknown recipe 'mnist_fats'; did you mean 'mnist_fast'\?"),
         ("--attack ../x", r"unknown attack '\.\./x'; known: "),
-        ("--defense x/yy", "unknown defense 'a/b'; known: "),
+        ("--defense x/yy", "unknown defense 'x/yy'; known: "),
         ("--model ../small_cnn", r"unknown model '\.\./small_cnn'; did you mean 'small_cnn'"),
         ("--dataset /etc/passwd", "unknown dataset '/etc/passwd'; known: "),
         ("--attack _masks", "unknown attack '_masks'"),
