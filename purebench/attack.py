@@ -18,7 +18,7 @@ from .savepoint import Savepoints
 from .seeding import derive, generator
 from .training import Recipe, fit
 
-_CHUNK = 256  # images a trigger sees at once: few enough to stay in a CPU's cache
+_VALUES = 256 * 28 * 28  # pixels a trigger sees at once: few enough to stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class PoisoningAttack(Attack):
                 ("cover", cover, self.cover_images),
             ):
                 rng = ctx.generator("planted", name)
-                for part in indices.split(_CHUNK) if len(indices) else ():
+                for part in indices.split(_chunk(images)) if len(indices) else ():
                     images[part] = to_uint8(plant(to_float(images[part]), trigger, ctx, rng))
         if not self.clean_label:
             labels = labels.clone()
@@ -295,5 +295,10 @@ class CleanLabelAttack(PoisoningAttack):
 @torch.no_grad()
 def triggered(trigger: nn.Module, images: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) with the trigger, uint8: what a camera would deliver."""
-    parts = [to_uint8(trigger(to_float(part))) for part in images.split(_CHUNK)]
+    parts = [to_uint8(trigger(to_float(part))) for part in images.split(_chunk(images))]
     return torch.cat(parts) if parts else images.clone()
+
+
+def _chunk(images: Tensor) -> int:
+    """How many of these images (N, C, H, W) a trigger sees at once."""
+    return max(1, _VALUES // max(1, images.shape[1:].numel()))

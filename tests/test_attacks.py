@@ -161,7 +161,7 @@ def test_none_poisons_nothing() -> None:
 def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context((1, 28, 28))
     whole = make("blend").poison(ctx)
-    monkeypatch.setattr(engine, "_CHUNK", 7)
+    monkeypatch.setattr(engine, "_VALUES", 7 * 28 * 28)
     assert torch.equal(make("blend").poison(ctx)[0].images, whole[0].images)
 
 

@@ -358,7 +358,7 @@ def test_chunks_leave_no_seam(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Chance runs on from part to part, and differs between poisoned and cover images."""
     ctx = context((1, 28, 28))
     whole = make(name).poison(ctx)[0]
-    monkeypatch.setattr(engine, "_CHUNK", 4)
+    monkeypatch.setattr(engine, "_VALUES", 4 * 28 * 28)
     assert torch.equal(make(name).poison(ctx)[0].images, whole.images)
 
 
