@@ -13,7 +13,8 @@ from pathlib import Path
 from purebench.record import Record, read_records
 from purebench.storage import write_atomic
 
-from . import page, table
+from . import page, table, undefended
+from .rows import UNDEFENDED
 
 TRIGGERS = "triggers"
 
@@ -55,9 +56,11 @@ def write(folder: Path) -> list[Path]:
 
 def _readme(folder: Path, records: Sequence[Record]) -> str:
     about = folder / "about.md"
+    defended = any(record.cell.defense["name"] != UNDEFENDED for record in records)
+    text = table.markdown(records) if defended else undefended.markdown(records)
     opening = about.read_text("utf-8").strip() if about.is_file() else f"# {folder.name}"
     return (
         f"{opening}\n\nMade by `python bench.py publish {folder.name}` from the "
         f"{len(records):,} records in [records](records); the same tables, sortable, with charts, "
-        f"are in [index.html](index.html).\n\n{table.markdown(records)}"
+        f"are in [index.html](index.html).\n\n{text}"
     )
