@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="figures need it: pip install 'purebenc
 
 figures: Any = import_module("purebench.leaderboards.figures")
 
-PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "robust-recovery"
+PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "mnist-one_hidden"
 STARTS = {".pdf": b"%PDF", ".svg": b"<?xml", ".png": b"\x89PNG"}
 
 
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_board_has_its_figures(drawn: Path) -> None:
     assert sorted(path.name for path in drawn.iterdir()) == sorted(
-        f"01-mnist-small_cnn-{kind}{ending}"
+        f"01-mnist-one_hidden-{kind}{ending}"
         for kind in ("asr", "ranks", "scatter")
         for ending in STARTS
     )
@@ -49,10 +49,10 @@ def test_the_bytes_are_the_same_each_time(drawn: Path, tmp_path: Path) -> None:
 
 def test_the_svg_shows_every_defense_and_number(drawn: Path) -> None:
     """Text is drawn as paths: matplotlib leaves what was drawn as comments."""
-    heat = (drawn / "01-mnist-small_cnn-asr.svg").read_text("utf-8")
-    for text in ("subspace_projection", "adaptive_blend", "<!-- 20 -->", "<!-- – -->"):
+    heat = (drawn / "01-mnist-one_hidden-asr.svg").read_text("utf-8")
+    for text in ("scratch_distill", "badnets", "<!-- 92 -->", "<!-- 2.3 -->"):
         assert text in heat
-    assert "critical difference 1.25" in (drawn / "01-mnist-small_cnn-ranks.svg").read_text("utf-8")
+    assert "critical difference 4.31" in (drawn / "01-mnist-one_hidden-ranks.svg").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["x" * 500, "../../$a_b$ <b>&\n"], ids=["long", "odd"])

@@ -32,7 +32,7 @@ plot: Any = import_module("purebench.leaderboards.plot")
 rows: Any = import_module("purebench.leaderboards.rows")
 table: Any = import_module("purebench.leaderboards.table")
 
-PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published"
+PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "mnist-lenet"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
