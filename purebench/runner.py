@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -519,7 +520,8 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
     except Exception as reason:  # one cell's failure is not its neighbours'
         text = " ".join(str(reason).split())
         status, error = "failed", f"{type(reason).__name__}{': ' if text else ''}{text}"
-        notes["traceback"] = traceback.format_exc().splitlines()[-12:]
+        told = traceback.format_exc().replace(f"{Path(__file__).parents[1]}{os.sep}", "")
+        notes["traceback"] = told.splitlines()[-12:]  # records are shown around: no folder of ours
     try:
         canonical(notes)
     except (TypeError, ValueError) as reason:

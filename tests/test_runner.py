@@ -428,6 +428,7 @@ def test_a_failure_tells_where(tmp_path: Path, plant: Plant) -> None:
     plant("odd", raises(KeyError("lost")))
     trace = run(tmp_path, defense=("odd",))["odd"].notes["traceback"]
     assert "test_runner.py" in "\n".join(trace)
+    assert str(Path(__file__).parents[1]) not in "\n".join(trace)  # a record is shown around
 
 
 def test_what_is_no_network(tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
