@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from purebench import Attack, AttackContext, Recipe
+from purebench import Attack, AttackContext
 from purebench.data import to_float
 from purebench.errors import Diverged
 from purebench.savepoint import Part, resumed
@@ -112,17 +112,6 @@ def mixed(
 def floats(images: Tensor) -> Tensor:
     """uint8 images as ``fit`` feeds them: float32 in [0, 1], channels_last."""
     return to_float(images.contiguous(memory_format=torch.channels_last))
-
-
-def sgd(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser, as ``fit`` uses it."""
-    return torch.optim.SGD(
-        model.parameters(),
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-        fused=True,
-    )
 
 
 def adam(network: nn.Module, lr: float) -> Optimizer:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purebench import ATTACKS, Attack, AttackContext, BackdooredModel
+from purebench.training import sgd
 
-from ._control import Autocast, Batch, advance, descend, drawn, sgd, train
+from ._control import Autocast, Batch, advance, descend, drawn, train
 from .badnets import PatchTrigger
 
 
@@ -72,7 +73,7 @@ class Blind(Attack):
         indices = drawn(self, ctx)
         trigger = self.make_trigger(ctx.train.shape, ctx.generator("trigger")).to(ctx.device)
         model = ctx.build()
-        optimiser = sgd(model, ctx.recipe)
+        optimiser = sgd(ctx.recipe)(list(model.parameters()))
         weights = list(model.parameters())
         shares = [torch.empty(0, device=ctx.device)]  # one tensor of all steps' main task weights
 

@@ -36,9 +36,9 @@ from purebench import (
 from purebench.data import to_float
 from purebench.errors import Diverged
 from purebench.seeding import generator
-from purebench.training import augment, precision
+from purebench.training import augment, precision, sgd
 
-from ._control import Autocast, Batch, adam, descend, drawn, floats, sgd, train
+from ._control import Autocast, Batch, adam, descend, drawn, floats, train
 from ._generators import EncoderDecoder, depth, seeded, unit
 
 _JUDGED = 1024  # training images that the cross accuracy is measured on
@@ -170,7 +170,10 @@ class InputAware(Attack):
     ) -> None:
         """The classifier and the generator, each by an optimiser of its own, down one loss."""
         recipe, drawing = ctx.recipe, replace(ctx.recipe, lr=self.lr)
-        classifying, generating = sgd(model, recipe), adam(trigger.generator, self.lr)
+        classifying, generating = (
+            sgd(recipe)(list(model.parameters())),
+            adam(trigger.generator, self.lr),
+        )
 
         def learn(batch: Batch, autocast: Autocast) -> Tensor:
             labels = batch.labels.clone()

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purebench import ATTACKS, Attack, AttackContext, BackdooredModel
+from purebench.training import sgd
 
-from ._control import Autocast, Batch, adam, descend, drawn, sgd, train
+from ._control import Autocast, Batch, adam, descend, drawn, train
 from ._generators import EncoderDecoder, depth, seeded
 
 
@@ -78,7 +79,7 @@ class Lira(Attack):
         trigger = self.make_trigger(ctx.train.shape, ctx.generator("trigger")).to(ctx.device)
         model = ctx.build()
         recipe, drawing = ctx.recipe, replace(ctx.recipe, lr=self.lr)
-        classifying, generating = sgd(model, recipe), adam(trigger, self.lr)
+        classifying, generating = sgd(recipe)(list(model.parameters())), adam(trigger, self.lr)
 
         def learn(batch: Batch, autocast: Autocast) -> Tensor:
             rates = {classifying: recipe.lr_at(batch.step, batch.steps)}

@@ -6,8 +6,7 @@ passes compute leaves them as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +15,6 @@ from torch.func import functional_call
 from purebench.data import to_float
 from purebench.errors import NotApplicable
 from purebench.layers import weight_layers
-
-
-@contextmanager
-def running_statistics(*models: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm works by its running statistics, as it will when the network is used."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from purebench.training import Loss
+
+from ._passes import with_weights
 
 
 def gradient_norm_penalised(radius: float, share: float) -> Loss:
@@ -33,8 +34,7 @@ def gradient_norm_penalised(radius: float, share: float) -> Loss:
             name: weight + step * part
             for (name, weight), part in zip(weights.items(), gradient, strict=True)
         }
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        there = functional_call(model, {**moved, **buffers}, (images,))
+        there = with_weights(model, moved)(images)
         return (1 - share) * here + share * F.cross_entropy(there, labels)
 
     return loss

@@ -21,11 +21,10 @@ from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext, Recipe, Split, Verdict, fit
 from purebench.data import to_float
-from purebench.evaluate import accuracy
+from purebench.evaluate import accuracy, evaluating
 from purebench.model import reinitialise
 from purebench.training import Loss, cross_entropy
 
-from ._passes import running_statistics
 from ._suspect import suspect_split
 from ._unlikely import unlikely
 
@@ -126,7 +125,7 @@ class ABL(Defense):
 def forget(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """-log(1 - p(label)) of images that are given their labels; by the running statistics of
     BatchNorm, which these images are not to move."""
-    with running_statistics(model):
+    with evaluating(model):
         logits = model(images)
     recognised = logits.argmax(1) == labels
     loss: Tensor = unlikely(logits, labels) * recognised

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from purebench import DEFENSES, DefenseContext
 from purebench.adversarial import Norm, pgd
+from purebench.evaluate import evaluating
 from purebench.seeding import generator
 
-from ._passes import running_statistics
 from .fine_tune import FineTune
 
 
@@ -51,7 +51,7 @@ class AdversarialTune(FineTune):
         rng = generator(ctx.seed, "start", device=ctx.benign.images.device)
 
         def robust(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            with running_statistics(model):
+            with evaluating(model):
                 hard = pgd(
                     model,
                     images,

@@ -6,7 +6,7 @@ arXiv:2206.12654).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
@@ -38,16 +38,8 @@ class FineTune(Defense):
 
     def tune(self, model: nn.Module, ctx: DefenseContext, loss: Loss | None = None) -> nn.Module:
         """Go on training ``model`` by ``loss``, cross-entropy unless given."""
-        recipe = replace(
-            ctx.recipe,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=False,
-            schedule="cosine",
-            warmup=0.0,
+        recipe = ctx.recipe.tuning(
+            self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay
         )
         seed = ctx.derive("fine_tune")
         return fit(

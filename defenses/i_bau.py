@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext, Recipe, fit
+from purebench.evaluate import evaluating
 from purebench.training import batches
 
 from ._hypergradient import implicit
-from ._passes import running_statistics
 
 
 @DEFENSES.register("i_bau")
@@ -74,7 +74,7 @@ class IBAU(Defense):
         def unlearning(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             nonlocal worst
             number, batch = divmod(next(count), per_round)
-            with running_statistics(model):
+            with evaluating(model):
                 if batch == 0:
                     again = batches(ctx.benign, recipe, ctx.derive("perturbation"), number)
                     worst = self.perturbation(model, again, ctx.benign.shape)

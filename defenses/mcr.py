@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -61,16 +61,8 @@ class MCR(FineTune):
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 weight.copy_((first[name] + last[name]) / 2)
-        recipe = replace(
-            ctx.recipe,
-            epochs=self.curve_epochs,
-            batch_size=self.batch_size,
-            lr=self.curve_lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=False,
-            schedule="cosine",
-            warmup=0.0,
+        recipe = ctx.recipe.tuning(
+            self.curve_epochs, self.batch_size, self.curve_lr, self.momentum, self.weight_decay
         )
         fit(
             model,

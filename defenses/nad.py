@@ -60,17 +60,7 @@ class NAD(Defense):
         names = stages(model, ctx.benign.images)[-len(self.betas) :]
         if not names:
             raise NotApplicable("no feature map of the network has more than one position")
-        recipe = replace(
-            ctx.recipe,
-            epochs=self.teacher_epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            nesterov=False,
-            schedule="cosine",
-            warmup=0.2,
-        )
+        recipe = ctx.recipe.tuning(self.teacher_epochs, self.batch_size, self.lr, warmup=0.2)
         teacher = fit(
             copy.deepcopy(model), ctx.benign, recipe, seed=ctx.derive("teacher"),
             progress=ctx.progress, label="teacher",

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purebench import DEFENSES, DefenseContext, NotApplicable, fit
+from purebench.evaluate import evaluating
 from purebench.seeding import generator
 
-from ._passes import running_statistics, with_weights
+from ._passes import with_weights
 from .fine_tune import FineTune
 
 
@@ -85,7 +86,7 @@ class NeuralCleanse(FineTune):
         def unlearning(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             draw = torch.randint(len(flagged), (len(images),), generator=rng, device=images.device)
             which = torch.tensor(flagged, device=images.device)[draw]
-            with running_statistics(model):
+            with evaluating(model):
                 usual = F.cross_entropy(model(images), labels)
                 marked = F.cross_entropy(model(search.stamp(images, which)), labels)
             return torch.lerp(usual, marked, self.stamped)

@@ -10,7 +10,7 @@ same change of a pixel. BatchNorm works by its running statistics and keeps them
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -66,16 +66,8 @@ class NPD(Defense):
         frozen = {name: weight.detach() for name, weight in model.named_parameters()}
         polarizer = Polarizer(place.conv).to(place.conv.weight.device)
         radius = self.rms * ctx.benign.shape.numel() ** 0.5
-        recipe = replace(
-            ctx.recipe,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=False,
-            schedule="cosine",
-            warmup=0.0,
+        recipe = ctx.recipe.tuning(
+            self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay
         )
 
         def purifying(polarizer: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

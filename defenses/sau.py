@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext, Recipe, fit
 from purebench.adversarial import ascend
+from purebench.evaluate import evaluating
 from purebench.seeding import generator
 
-from ._passes import running_statistics
 from ._unlikely import unlikely
 
 
@@ -80,7 +80,7 @@ class SAU(Defense):
                 errors = sum(F.cross_entropy(a, labels, reduction="sum") for a in answers) / 2
                 return self.adversarial * errors - self.shared * divergence(*answers).sum()
 
-            with running_statistics(model):
+            with evaluating(model):
                 hard = ascend(
                     fooled, images, eps=self.eps, step=self.step, steps=self.steps, rng=rng
                 )

@@ -128,17 +128,7 @@ class TSBD(Defense):
         return chosen
 
     def _tune(self, model: nn.Module, split: Split, epochs: int, ctx: DefenseContext) -> nn.Module:
-        recipe = replace(
-            ctx.recipe,
-            epochs=epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            nesterov=False,
-            schedule="cosine",
-            warmup=0.0,
-        )
+        recipe = ctx.recipe.tuning(epochs, self.batch_size, self.lr)
         return fit(
             model, split, recipe, seed=ctx.derive("tuning"), progress=ctx.progress,
             label="fine-tuning", loss=gradient_norm_penalised(self.radius, self.penalty),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from purebench.record import Record, read_records
+from purebench.record import Record, read_record, read_records
 from purebench.storage import write_atomic
 
 from . import page, table, undefended
@@ -20,14 +20,18 @@ TRIGGERS = "triggers"
 
 
 def add(folder: Path, records: Iterable[Record]) -> int:
-    """Write records to a board; one of the same cell gives way. How many they were."""
+    """Write records to a board. One of the same cell gives way, but for one of our own to what
+    somebody else reports. How many were written."""
     count = 0
     for record in records:
         cell = record.cell
         words = cell.dataset["name"], cell.model["name"], cell.attack["name"], cell.defense["name"]
         name = re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(map(str, words)))[:100]
         fingerprint = re.sub(r"[^0-9a-f]", "", record.fingerprint)[:64]
-        record.write(folder / "records" / f"{name}-s{int(cell.seed)}-{fingerprint}.json")
+        path = folder / "records" / f"{name}-s{cell.seed}-{fingerprint}.json"
+        if record.provenance and path.is_file() and not read_record(path).provenance:
+            continue
+        record.write(path)
         count += 1
     return count
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -120,9 +122,20 @@ def accuracy(model: nn.Module, split: Split) -> float:
 
 def correct(model: nn.Module, split: Split) -> Tensor:
     """Which images of ``split`` are classified correctly, (N,) bool; see ``accuracy``."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    classes, _ = predictions(model, split.images)
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(model):
+        classes, _ = predictions(model, split.images)
     return classes == split.labels
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside, networks are in evaluation mode: BatchNorm works by its running statistics, as it
+    will when they are used, and keeps them. Afterwards each module's mode is as it was."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

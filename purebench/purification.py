@@ -25,7 +25,7 @@ from .config import RunConfig
 from .data import LoadContext, Source, Split, make_bundle, stratified, to_float, to_uint8
 from .defense import Defense, DefenseContext
 from .errors import NotApplicable, UsageError, near_match
-from .evaluate import correct
+from .evaluate import correct, evaluating
 from .progress import Progress
 from .registry import DATASETS, DEFENSES, load_plugin
 from .seeding import derive, generator, isolated
@@ -231,16 +231,13 @@ def _needs(name: str) -> bool:
 @torch.no_grad()
 def class_count(network: nn.Module, images: Split) -> int:
     """Of a network that takes ``images``; UsageError where it gives no logits for them."""
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        logits = network.eval()(to_float(images.images[:2]))
+        with evaluating(network):
+            logits = network(to_float(images.images[:2]))
     except Exception as error:  # a network of the user's may raise anything
         size = "x".join(map(str, images.shape))
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the network does not take {size} images: {reason}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UsageError(f"the network gives {kind} for 2 images, expected logits (2, classes)")

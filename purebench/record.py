@@ -113,14 +113,14 @@ def read_record(path: Path) -> Record:
 def parse_record(text: bytes, path: Path | str) -> Record:
     """The record in a file's content. Raises Unreadable, which names ``path``."""
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8"), parse_constant=_no_number)
         if content["schema"] != SCHEMA:
             raise Unreadable(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
         if content["status"] not in get_args(Status):
             raise Unreadable(f"{path}: unknown status {content['status']!r}")
         if content.get("provenance", "") not in get_args(Provenance):
             raise Unreadable(f"{path}: unknown provenance {content['provenance']!r}")
-        content["cell"] = Cell(**content["cell"])
+        content["cell"] = _cell(content["cell"])
         for key in ("before", "after"):
             if content[key] is not None:
                 content[key] = _scores(content[key])
@@ -157,6 +157,31 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
         except Unreadable as error:
             raise UsageError(str(error)) from error
     return sorted(found, key=lambda record: canonical(dataclasses.asdict(record.cell)))
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _cell(content: dict[str, Any]) -> Cell:
+    cell = Cell(**content)
+    for kind, names in (
+        (int, ("seed", "target")),
+        (bool, ("clean_label", "all_to_all")),
+        (str, ("benign_source",)),
+    ):
+        for name in names:
+            if type(getattr(cell, name)) is not kind:
+                raise ValueError(f"cell.{name} must be {kind.__name__}, got {content[name]!r}")
+    for name in ("poison_rate", "benign_fraction"):
+        value = content[name]
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"cell.{name} must be a share, got {value!r}")
+    for name in ("dataset", "model", "attack", "defense", "recipe"):
+        part = content[name]
+        if not isinstance(part["name"], str) or not isinstance(part["settings"], dict):
+            raise ValueError(f"cell.{name} must have a name and settings, got {part!r}")
+    return cell
 
 
 def _scores(content: dict[str, Any]) -> Scores:

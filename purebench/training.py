@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -72,6 +72,29 @@ class Recipe:
         done = max(step - rise, 0.0) / (steps - rise)  # rise may end within a step
         return self.lr * (
             1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        )
+
+    def tuning(
+        self,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        warmup: float = 0.0,
+    ) -> Recipe:
+        """For going on with a trained network: a cosine, and no Nesterov momentum, whatever this
+        recipe has; augmentation and precision are its own."""
+        return replace(
+            self,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=False,
+            schedule="cosine",
+            warmup=warmup,
         )
 
 

@@ -32,7 +32,7 @@ from purebench.adversarial import ascend, pgd
 from purebench.attack import PoisoningAttack
 from purebench.config import RunConfig
 from purebench.data import to_float
-from purebench.evaluate import accuracy
+from purebench.evaluate import accuracy, evaluating
 from purebench.progress import Progress
 from purebench.runner import execute, prepare
 from purebench.seeding import isolated
@@ -100,7 +100,7 @@ def test_running_statistics_stay_and_modes_return(suspect: Any) -> None:
     suspect.norm2.eval()
     modes = {name: part.training for name, part in suspect.named_modules()}
     before = statistics(suspect)
-    with module("_passes").running_statistics(suspect):
+    with evaluating(suspect):
         found = suspect(noise(5, 1, 16, 16))
     assert same(before, statistics(suspect))
     assert modes == {name: part.training for name, part in suspect.named_modules()}

@@ -117,6 +117,13 @@ def first(manifest: dict[str, Any]) -> Any:
         (edit_with_digest(lambda r: r["after"].update(clean_correct=1)), "metrics"),
         (edit_with_digest(lambda r: r["after"].update(clean_correct=10**6)), "clean counts"),
         (edit_with_digest(lambda r: r["cell"].update(seed=9)), "fingerprint"),
+        (edit_with_digest(lambda r: r["cell"].update(seed="9")), "cell.seed"),
+        (edit_with_digest(lambda r: r["cell"].update(attack="blend")), "not a record"),
+        (edit_with_digest(lambda r: r["cell"]["attack"].pop("name")), "not a record"),
+        (edit_with_digest(lambda r: r["cell"].update(poison_rate=2)), "cell.poison_rate"),
+        (edit_with_digest(lambda r: r["cell"].update(clean_label=1)), "cell.clean_label"),
+        (edit_with_digest(lambda r: r["cell"]["attack"].update(settings=[])), "cell.attack"),
+        (edit_with_digest(lambda r: r["notes"].update(x=float("nan"))), "NaN"),
         (edit_with_digest(lambda r: r.update(provenance="verified")), "provenance"),
         (edit_with_digest(lambda r: r.update(schema=99)), "schema 99"),
         (edit("manifest", lambda m: first(m)["metrics"].update(der=1.0)), "metrics"),
@@ -223,9 +230,21 @@ def test_publish_and_render_again(results: Path, archive: Path, tmp_path: Path) 
     assert text.startswith("# A board of toys\n")
     assert "self-reported" not in text
     sent = (str(archive), "--provenance", "self-reported")
-    assert publish("toy", *sent, boards=boards) == OK
-    assert "self-reported" in (folder / "README.md").read_text()
-    assert {record.provenance for record in read_records([folder])} == {"self-reported"}
+    assert publish("theirs", *sent, boards=boards) == OK
+    assert "self-reported" in (boards / "theirs" / "README.md").read_text()
+    told = {record.provenance for record in read_records([boards / "theirs"])}
+    assert told == {"self-reported"}
+
+
+def test_what_others_report_does_not_replace_what_was_measured(
+    results: Path, archive: Path, tmp_path: Path
+) -> None:
+    ours = read_records([results])
+    theirs = [replace(record, provenance="verified") for record in unpack(archive).records.values()]
+    assert (board.add(tmp_path, ours), board.add(tmp_path, theirs)) == (6, 0)
+    assert read_records([tmp_path]) == ours
+    assert (board.add(tmp_path / "b", theirs), board.add(tmp_path / "b", ours)) == (6, 6)
+    assert read_records([tmp_path / "b"]) == ours
 
 
 @pytest.mark.parametrize(
