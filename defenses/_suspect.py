@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from purebench import DefenseContext, NotApplicable, Split, Verdict, fit
+from purebench.data import to_float
 from purebench.layers import layer_inputs, weight_layers
 from purebench.model import reinitialise
+
+_BATCH = 500  # images a forward pass
 
 
 def suspect_split(ctx: DefenseContext) -> Split:
@@ -34,6 +37,15 @@ def representation(model: nn.Module, images: Tensor) -> Tensor:
     """(n, d): what enters the last weight layer on uint8 images."""
     _, last = weight_layers(model, images)[-1]
     return torch.cat([part.flatten(1) for part in layer_inputs(model, last, images)])
+
+
+@torch.no_grad()
+def image_losses(
+    model: nn.Module, split: Split, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """(N,): ``loss`` (logits, labels) -> (n,) of every image, by the network as it is."""
+    parts = zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
+    return torch.cat([loss(model(to_float(images)), labels) for images, labels in parts])
 
 
 def train_without(model: nn.Module, verdict: Verdict, ctx: DefenseContext) -> nn.Module:

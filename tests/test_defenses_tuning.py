@@ -488,7 +488,7 @@ def informed(attacker: AttackContext, defender: DefenseContext) -> DefenseContex
     return replace(defender, benign=benign, suspect=split, notes={})
 
 
-FILTERS = ["abl", "activation_clustering", "spectral"]
+FILTERS = ["abl", "activation_clustering", "dbd", "spectral"]
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -538,7 +538,7 @@ def test_scores_rank_the_flagged_first(name: str, suspect: Any, informed: Defens
         flagged, others = (
             verdict.scores[own & side] for side in (verdict.flagged, ~verdict.flagged)
         )
-        if len(flagged):
+        if len(flagged) and len(others):
             assert flagged.min() >= others.max()
 
 
@@ -679,3 +679,57 @@ def test_networks_without_batchnorm(name: str, task: Task, informed: DefenseCont
 def test_settings_out_of_range(name: str, settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         defense(name, **settings)
+
+
+def test_contrast_by_hand() -> None:
+    """Four views of two images, on the axes: cosines 1 with the partner and 0 with the others."""
+    rows = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.5]])
+    e = math.exp(1 / 0.5)
+    assert float(module("dbd").contrast(rows, 0.5)) == pytest.approx(-math.log(e / (e + 2)))
+    apart = module("dbd").contrast(rows[[0, 1, 3, 2]], 0.5)  # partners across the axes
+    assert float(apart) == pytest.approx(-math.log(1 / (e + 2)))
+
+
+def test_symmetric_cross_entropy_by_hand() -> None:
+    """Chances 1/4 and 3/4 of the label: 0.1 CE, and what the wrong classes have times log 1e4."""
+    logits = torch.tensor([[0.0, math.log(3.0)]] * 2)
+    found = module("dbd").symmetric_cross_entropy(logits, torch.tensor([0, 1]))
+    by_hand = [
+        0.1 * math.log(4) + 0.75 * math.log(1e4),
+        0.1 * math.log(4 / 3) + 0.25 * math.log(1e4),
+    ]
+    assert found.tolist() == pytest.approx(by_hand)
+
+
+def test_views_zoom_and_stay_images() -> None:
+    """A corner stays in less than half of the views, the middle in all; views differ."""
+    images = torch.full((400, 1, 28, 28), 0.25)
+    corner, middle = images.clone(), images.clone()
+    corner[:, :, -2:, -2:], middle[:, :, 12:16, 12:16] = 1, 1
+    seen = []
+    for marked in (corner, middle):
+        pair = [
+            module("dbd").view(part, False, torch.Generator().manual_seed(0))
+            for part in (marked, images)
+        ]
+        assert all(part.min() >= 0 and part.max() <= 1 for part in pair)
+        changed = (pair[0] - pair[1]).flatten(1).abs().amax(1) > 0.1
+        seen.append(float(changed.float().mean()))
+    assert seen[0] < 0.5
+    assert seen[1] == 1
+    assert pair[0].flatten(1).std(0).min() > 0.01
+
+
+def test_dbd_believes_what_looks_like_its_label() -> None:
+    """Images of one class under another's label are not believed."""
+    rng = torch.Generator().manual_seed(3)
+    bright = torch.randint(128, 256, (200, 1, 28, 28), generator=rng, dtype=torch.uint8)
+    bright[100:, :, :14] //= 4
+    labels = torch.arange(200) // 100
+    labels[90:100] = 1
+    split = Split(bright, labels)
+    ctx = DefenseContext(split, 2, Recipe(epochs=1), torch.device("cpu"), 0, suspect=split)
+    model = MODELS["small_cnn"]().build(Task((1, 28, 28), 2, (0.5,), (0.3,)))
+    defense("dbd", epochs=6, batch_size=50, head_epochs=30, believed=0.9).purify(model, ctx)
+    assert ctx.verdict is not None
+    assert ctx.verdict.against(torch.arange(90, 100))["auroc"] > 0.9  # type: ignore[operator]
