@@ -65,4 +65,5 @@ def train_without(model: nn.Module, verdict: Verdict, ctx: DefenseContext) -> nn
         progress=ctx.progress,
         label="training anew",
         notes=ctx.notes,
+        static=True,
     )

@@ -279,6 +279,7 @@ class PoisoningAttack(Attack):
             progress=ctx.progress,
             notes=ctx.notes,
             savepoints=ctx.savepoints,
+            static=True,
         )
         planted = Planted.between(ctx.train, split)
         return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes, planted)

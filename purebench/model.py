@@ -70,7 +70,9 @@ class Architecture(ABC):
     @abstractmethod
     def build(self, task: Task) -> nn.Module:
         """Images (N, C, H, W) float32 in [0, 1] -> logits (N, num_classes); its first layer is
-        ``Normalise(task)``. ValueError where the image shape does not fit, saying what would."""
+        ``Normalise(task)``. In training it does the same for every batch: no branch on values,
+        and no chance but torch's; on CUDA, steps are replayed. ValueError where the image shape
+        does not fit, saying what would."""
 
 
 def reinitialise(model: nn.Module, seed: int) -> nn.Module:

@@ -1,16 +1,18 @@
 """Training: the one loop. The split lies on the device as uint8; batches are made whole.
 
 Every epoch's order and augmentation derive from (seed, epoch), so an epoch can be repeated alone.
-Nothing waits for the device within an epoch.
+They are drawn on the CPU, for every device to meet the same batches, and moved at once. Nothing
+waits for the device within an epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ from .seeding import generator
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Descent = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+EAGER = 3  # steps at a batch size before one is captured: what they set up cannot be, within
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def fit(
     notes: MutableMapping[str, Any] | None = None,
     savepoints: Savepoints | None = None,
     kept: Sequence[Part] = (),
+    static: bool = False,
 ) -> nn.Module:
     """Train ``model`` in place on ``split``, which lies on the model's device; returns it in
     evaluation mode.
@@ -136,6 +140,8 @@ def fit(
         notes: receives ``loss_by_epoch``.
         savepoints: where a state is saved after each epoch, and one is taken up that lies there.
         kept: belongs to that state, too: what ``loss`` changes besides the model.
+        static: network, loss and optimiser do the same at every step, wait for nothing and draw
+            from torch's generators alone. On CUDA the step is then a graph (see ``Replayed``).
 
     Raises:
         Diverged: an epoch's mean loss is not finite.
@@ -145,25 +151,19 @@ def fit(
     model.to(memory_format=torch.channels_last).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = (descent or sgd(recipe))(trained)
-    steps_per_epoch = math.ceil(len(split) / recipe.batch_size)
-    steps = recipe.epochs * steps_per_epoch
     losses: list[float] = []
     keep = resumed(savepoints, model, optimiser, losses, *kept)
-    with progress.bar(label, recipe.epochs, "epoch") as bar, precision(recipe, device) as autocast:
+    graphs = static and device.type == "cuda"
+    with (
+        progress.bar(label, recipe.epochs, "epoch") as bar,
+        precision(recipe, device, graphs) as autocast,
+    ):
+        step = Step(model, split, recipe, loss, optimiser, autocast)
+        take = Replayed(step) if graphs else step
         if losses:
             bar.step(len(losses), loss=losses[-1])
         for epoch in range(len(losses), recipe.epochs):
-            total = torch.zeros((), device=device)
-            for index, (images, labels) in enumerate(batches(split, recipe, seed, epoch)):
-                for group in optimiser.param_groups:
-                    group["lr"] = recipe.lr_at(epoch * steps_per_epoch + index, steps)
-                optimiser.zero_grad(set_to_none=True)
-                with autocast():
-                    value = loss(model, images, labels)
-                value.backward()
-                optimiser.step()
-                total += value.detach()
-            losses.append(float(total) / steps_per_epoch)
+            losses.append(float(take_epoch(take, step, seed, epoch)) / step.count)
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"{label}: the loss of epoch {epoch + 1} is {losses[-1]}")
             keep()
@@ -171,6 +171,99 @@ def fit(
     if notes is not None:
         notes["loss_by_epoch"] = [round(value, 6) for value in losses]
     return model.eval()
+
+
+@dataclass(eq=False)
+class Step:
+    """A step of a training: makes a batch, and moves the weights along the gradients of its loss.
+
+    total: sum of the losses since the epoch began, on the device.
+    """
+
+    model: nn.Module
+    split: Split
+    recipe: Recipe
+    loss: Loss
+    optimiser: torch.optim.Optimizer
+    autocast: Callable[[], Any]
+    total: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = torch.zeros((), device=self.split.images.device)
+
+    @property
+    def count(self) -> int:
+        """Of steps in an epoch."""
+        return math.ceil(len(self.split) / self.recipe.batch_size)
+
+    def __call__(self, chance: Tensor, lr: float | Tensor) -> None:
+        """With what ``epoch_chance`` gives for a batch."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.zero_grad(set_to_none=True)
+        images, labels = batch(self.split, self.recipe, chance)
+        with self.autocast():
+            value = self.loss(self.model, images, labels)
+        value.backward()
+        self.optimiser.step()
+        self.total += value.detach()
+
+
+class Replayed:
+    """A step that CUDA repeats by itself: captured as a graph once for each batch size, it costs
+    one launch instead of some hundred. What changes from step to step lies in fixed places.
+
+    The first ``EAGER`` steps at a size are taken one kernel at a time. On a CPU all of them are.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.lr = torch.zeros_like(step.total)  # float32: a fused SGD's kernel reads it
+        self.sizes: dict[int, tuple[Tensor, Iterator[Callable[[], None]]]] = {}
+
+    def __call__(self, chance: Tensor, lr: float) -> None:
+        size = chance.shape[1]
+        if size not in self.sizes:
+            place = chance.clone(memory_format=torch.contiguous_format)
+            self.sizes[size] = place, _ways(partial(self.step, place, self.lr), place.device)
+        place, ways = self.sizes[size]
+        place.copy_(chance)
+        self.lr.fill_(lr)
+        next(ways)()
+
+
+def _ways(work: Callable[[], None], device: torch.device) -> Iterator[Callable[[], None]]:
+    """How to do ``work`` time after time."""
+    if device.type != "cuda":
+        yield from repeat(work)
+    stream = torch.cuda.Stream(device)
+    for _ in range(EAGER):
+        yield partial(_aside, work, stream)
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            work()
+    yield from repeat(graph.replay)
+
+
+def _aside(work: Callable[[], None], stream: torch.cuda.Stream) -> None:
+    """Work on the stream that will be captured, as capturing demands."""
+    here = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        work()
+    here.wait_stream(stream)
+
+
+def take_epoch(take: Callable[[Tensor, float], None], step: Step, seed: int, epoch: int) -> Tensor:
+    """All steps of one epoch by ``take``, which is ``step`` or a way to do it; the sum of their
+    losses, on the device."""
+    step.total.zero_()
+    recipe = step.recipe
+    chances = epoch_chance(step.split, recipe, seed, epoch)
+    for number, chance in enumerate(chances, epoch * step.count):
+        take(chance, recipe.lr_at(number, recipe.epochs * step.count))
+    return step.total
 
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -192,40 +285,81 @@ def sgd(recipe: Recipe) -> Descent:
 
 def batches(split: Split, recipe: Recipe, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of (images float32 in [0, 1] channels_last, labels), shuffled and augmented."""
+    for chance in epoch_chance(split, recipe, seed, epoch):
+        yield batch(split, recipe, chance)
+
+
+def batch(split: Split, recipe: Recipe, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """One of ``batches``, as ``epoch_chance`` has decided."""
+    images = shifted(split.images[chance[0]], recipe, chance[1:])
+    return to_float(images.contiguous(memory_format=torch.channels_last)), split.labels[chance[0]]
+
+
+def epoch_chance(split: Split, recipe: Recipe, seed: int, epoch: int) -> Iterable[Tensor]:
+    """What chance decides in one epoch, (4, n) int64 for a batch of n, on the split's device: each
+    image's index, and what ``augmentation`` draws for it."""
+    rng = generator(seed, "epoch", epoch)
+    steps = math.ceil(len(split) / recipe.batch_size)
+    parts = torch.randperm(len(split), generator=rng).tensor_split(steps)
+    drawn = (torch.cat([part[None], augmentation(len(part), recipe, rng)]) for part in parts)
     device = split.images.device
-    rng = generator(seed, "epoch", epoch, device=device)
-    order = torch.randperm(len(split), generator=rng, device=device)
-    for part in order.tensor_split(math.ceil(len(split) / recipe.batch_size)):
-        images = augment(split.images[part], recipe, rng)
-        yield to_float(images.contiguous(memory_format=torch.channels_last)), split.labels[part]
+    if device.type == "cpu":
+        return drawn
+    whole = torch.cat([*drawn], 1)
+    if device.type == "cuda":
+        whole = whole.pin_memory()  # else the copy would wait for the device
+    return whole.to(device, non_blocking=True).tensor_split(steps, 1)
 
 
 def augment(images: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
     """Random padded crops and mirrored images, each its own, of uint8 images (N, C, H, W)."""
+    return shifted(images, recipe, augmentation(len(images), recipe, rng))
+
+
+def augmentation(count: int, recipe: Recipe, rng: torch.Generator) -> Tensor:
+    """(3, count) int64: of each image the row and column where its crop begins, and 1 where it is
+    mirrored. On the generator's device."""
+    drawn = torch.zeros(3, count, dtype=torch.int64, device=rng.device)
+    if recipe.crop:
+        corner = torch.randint(2 * recipe.crop + 1, (2, count), generator=rng, device=rng.device)
+        drawn[:2] = corner
+    if recipe.flip:
+        chance = torch.rand(count, 1, 1, 1, generator=rng, device=rng.device)
+        drawn[2] = chance.flatten() < 0.5
+    return drawn
+
+
+def shifted(images: Tensor, recipe: Recipe, drawn: Tensor) -> Tensor:
+    """uint8 images (N, C, H, W), cropped and mirrored as ``augmentation`` has drawn."""
     count, _, height, width = images.shape
-    device = images.device
+    row, column, mirrored = drawn
     if recipe.crop:
         padded = F.pad(images, [recipe.crop] * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W)
-        corner = torch.randint(2 * recipe.crop + 1, (2, count), generator=rng, device=device)
-        images = windows[torch.arange(count, device=device), :, corner[0], corner[1]]
+        images = windows[torch.arange(count, device=images.device), :, row, column]
     if recipe.flip:
-        mirrored = torch.rand(count, 1, 1, 1, generator=rng, device=device) < 0.5
-        images = torch.where(mirrored, images.flip(3), images)
+        images = torch.where(mirrored.view(-1, 1, 1, 1).bool(), images.flip(3), images)
     return images
 
 
 @contextmanager
-def precision(recipe: Recipe, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """Inside, the recipe's precision holds; the value enters autocast around a forward pass."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def precision(
+    recipe: Recipe, device: torch.device, search: bool = False
+) -> Iterator[Callable[[], Any]]:
+    """Inside, the recipe's precision holds; the value enters autocast around a forward pass.
+
+    search: on CUDA, try out every algorithm at each shape of a convolution, for it comes often.
+    """
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if recipe.precision == "fp32" else "high")
-        torch.backends.cudnn.allow_tf32 = recipe.precision != "fp32"
+        cudnn.allow_tf32 = recipe.precision != "fp32"
+        cudnn.benchmark = search and not torch.are_deterministic_algorithms_enabled()
     try:
         yield lambda: torch.autocast(
             device.type, torch.bfloat16, enabled=recipe.precision == "bf16"
         )
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        cudnn.allow_tf32, cudnn.benchmark = before[1:]

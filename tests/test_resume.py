@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from purebench.progress import Progress
 from purebench.runner import Victim, prepare
 from purebench.savepoint import Savepoints
 from purebench.seeding import isolated
-from purebench.training import cross_entropy, sgd
+from purebench.training import augment, cross_entropy, sgd
+from purebench.training import batch as make_batch
 
 control: Any = import_module("purebench.attacks._control")
 CPU = torch.device("cpu")
@@ -219,20 +221,19 @@ Kill = Callable[..., Callable[[], int]]
 @pytest.fixture
 def kill(monkeypatch: pytest.MonkeyPatch) -> Kill:
     """Has a step of the coming trainings raise; what that gives counts their steps."""
-    original = engine.augment
     _ = ATTACKS["input_aware"]  # takes augment by name: it must not get the one below
 
     def arm(at: int | None, error: type[BaseException] = Killed) -> Callable[[], int]:
         steps: list[int] = []
 
-        def augment(*given: Any) -> Tensor:
+        def counted(original: Callable[..., Any], *given: Any) -> Any:
             if len(steps) == at:
                 raise error
             steps.append(1)
             return original(*given)
 
-        monkeypatch.setattr(engine, "augment", augment)
-        monkeypatch.setattr(control, "augment", augment)
+        monkeypatch.setattr(engine, "batch", partial(counted, make_batch))
+        monkeypatch.setattr(control, "augment", partial(counted, augment))
         return lambda: len(steps)
 
     return arm
@@ -332,14 +333,14 @@ from pathlib import Path
 from purebench import training
 from tests.test_resume import STEPS, victim
 
-steps, original = count(), training.augment
+steps, original = count(), training.batch
 
-def augment(*given):
+def batch(*given):
     if next(steps) == 2 * STEPS + 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*given)
 
-training.augment = augment
+training.batch = batch
 victim(Path({output!r})).model
 """
 

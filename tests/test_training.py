@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,7 +21,19 @@ from purebench.errors import Diverged
 from purebench.evaluate import accuracy
 from purebench.progress import Progress
 from purebench.seeding import isolated
-from purebench.training import RECIPES, augment, batches, precision
+from purebench.training import (
+    EAGER,
+    RECIPES,
+    Replayed,
+    Step,
+    augment,
+    batches,
+    cross_entropy,
+    epoch_chance,
+    precision,
+    sgd,
+    take_epoch,
+)
 
 QUIET = Progress(quiet=True)
 
@@ -295,3 +310,129 @@ def test_learns_shapes(bundle: DataBundle, task: Task) -> None:
     fit(model, bundle.train, recipe, seed=0, progress=QUIET)
     assert before < 0.5
     assert accuracy(model, bundle.test) > 0.95
+
+
+# --- steps on CUDA ------------------------------------------------------------------------------
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+EXACT = Recipe(
+    epochs=3, batch_size=12, lr=0.125, schedule="constant", nesterov=True, crop=2, flip=True
+)  # a learning rate that float32 holds exactly; batches of two sizes
+
+
+def random_split(count: int, device: str = "cpu") -> Split:
+    images = torch.randint(256, (count, 3, 16, 16), generator=rng(), dtype=torch.uint8)
+    return Split(images, torch.randint(10, (count,), generator=rng(1))).to(device)
+
+
+def new_step(split: Split, recipe: Recipe, name: str = "small_cnn") -> Step:
+    with isolated(0):
+        model = MODELS[name]().build(Task.of(split, 10))
+    model.to(split.images.device, memory_format=torch.channels_last).train()
+    optimiser = sgd(recipe)(list(model.parameters()))
+    return Step(model, split, recipe, cross_entropy, optimiser, nullcontext)
+
+
+def state(step: Step) -> Tensor:
+    return torch.cat([value.flatten().double() for value in step.model.state_dict().values()])
+
+
+def test_replayed_steps_are_steps() -> None:
+    """On a CPU a graph is what it was captured from: the fixed places are put to the test."""
+    plain, replayed = (new_step(random_split(100), EXACT) for _ in range(2))
+    take = Replayed(replayed)
+    for epoch in range(2):
+        totals = take_epoch(plain, plain, 3, epoch), take_epoch(take, replayed, 3, epoch)
+        assert torch.equal(*totals)
+    assert torch.equal(state(plain), state(replayed))
+    assert sorted(take.sizes) == [11, 12]
+
+
+def test_replayed_steps_follow_the_schedule() -> None:
+    recipe = replace(EXACT, schedule="cosine", lr=0.1)
+    plain, replayed = (new_step(random_split(100), recipe) for _ in range(2))
+    take_epoch(plain, plain, 3, 1)
+    take_epoch(Replayed(replayed), replayed, 3, 1)
+    torch.testing.assert_close(state(plain), state(replayed), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_is_done_with_keeps_no_network_alive() -> None:
+    """Not even for the garbage collector: on CUDA it holds a graph's memory."""
+    step = new_step(random_split(24), EXACT)
+    take, model = Replayed(step), weakref.ref(step.model)
+    take_epoch(take, step, 0, 0)
+    gc.disable()
+    try:
+        del step, take
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_what_chance_decides_comes_batch_by_batch() -> None:
+    split = random_split(100)
+    parts = list(epoch_chance(split, EXACT, 3, 0))
+    assert [part.shape for part in parts] == [(4, 12)] + [(4, 11)] * 8
+    whole = torch.cat(parts, 1)
+    assert whole[0].sort().values.tolist() == list(range(100))
+    assert (whole[1:3].min(), whole[1:3].max(), whole[3].max()) == (0, 4, 1)
+
+
+@pytest.mark.cuda
+@cuda
+def test_cuda_takes_the_same_batches() -> None:
+    recipe = replace(EXACT, batch_size=7)
+    here, there = random_split(50), random_split(50, "cuda")
+    for one, other in zip(batches(here, recipe, 0, 1), batches(there, recipe, 0, 1), strict=True):
+        assert torch.equal(one[0], other[0].cpu())
+        assert torch.equal(one[1], other[1].cpu())
+
+
+@pytest.mark.cuda
+@cuda
+@pytest.mark.parametrize("name", MODELS.names())
+def test_cuda_graphs_train_alike(name: str) -> None:
+    """Ten steps of a size; convolutions may sum in another order."""
+    recipe = replace(EXACT, lr=1 / 128)
+    shape = {"one_hidden": (1, 28, 28), "lenet": (1, 28, 28)}.get(name, (3, 32, 32))
+    images = torch.randint(256, (200, *shape), generator=rng(), dtype=torch.uint8)
+    split = Split(images, torch.randint(10, (200,), generator=rng(1))).to("cuda")
+    plain, replayed = (new_step(split, recipe, name) for _ in range(2))
+    take = Replayed(replayed)
+    with precision(recipe, split.images.device):
+        totals = [float(take_epoch(plain, plain, 0, epoch)) for epoch in range(2)]
+        again = [float(take_epoch(take, replayed, 0, epoch)) for epoch in range(2)]
+    assert len(totals) * plain.count > 2 * EAGER
+    assert again == pytest.approx(totals, rel=1e-2)
+    apart = (state(plain) - state(replayed)).norm() / state(plain).norm()
+    assert apart < 1e-2
+
+
+@pytest.mark.cuda
+@cuda
+@pytest.mark.parametrize("graphs", [False, True])
+def test_cuda_waits_for_nothing_within_an_epoch(graphs: bool) -> None:
+    step = new_step(random_split(200, "cuda"), EXACT)
+    take = Replayed(step) if graphs else step
+    take_epoch(take, step, 0, 0)  # captures
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        total = take_epoch(take, step, 0, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(float(total))
+
+
+@pytest.mark.cuda
+@cuda
+def test_cuda_bf16_is_close_to_fp32() -> None:
+    """The loss of the first epochs; what a whole training makes of it is for a benchmark."""
+    found = []
+    for name in ("fp32", "bf16"):
+        recipe = replace(EXACT, lr=1 / 128, precision=name)  # type: ignore[arg-type]
+        notes: dict[str, Any] = {}
+        split = random_split(240, "cuda")
+        model = new_step(split, recipe).model
+        fit(model, split, recipe, seed=0, progress=QUIET, notes=notes, static=True)
+        found.append(notes["loss_by_epoch"])
+    assert found[1] == pytest.approx(found[0], rel=0.05)
