@@ -48,6 +48,7 @@ class RunConfig:
     recipe: str | None = _option(None, "training recipe (default: the dataset's own)", "NAME")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N (default: auto)", "NAME")
     threads: int = _option(1, "CPU threads; part of what makes a result repeatable", "N")
+    deterministic: bool = _option(False, "on CUDA, only algorithms that repeat bit for bit: slower")
     data_root: str = _option("data", "folder of downloaded data (default: data)", "DIR")
     output: str = _option("results", "folder of models, records, tables (default: results)", "DIR")
     plugin: tuple[str, ...] = _option((), "files with plug-ins of your own", "FILE.py")

@@ -41,6 +41,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def be_deterministic() -> None:
+    """From here on, torch takes algorithms that repeat bit for bit on CUDA, and warns where it has
+    none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def device_name(device: torch.device) -> str:
     """The processor's own name."""
     if device.type == "cuda":

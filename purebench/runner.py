@@ -168,6 +168,8 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
         )
     torch.set_num_threads(config.threads)
     device = machine.pick_device(config.device)
+    if config.deterministic and device.type == "cuda":
+        machine.be_deterministic()
     if recipe.precision != "fp32" and device.type == "cpu":
         raise UsageError(f"precision {recipe.precision} is for CUDA; on a CPU it is fp32")
     source = dataset.load(LoadContext(Path(config.data_root), config.offline, progress))
