@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import optimize, sparse
-from sklearn.linear_model import QuantileRegressor
 from tabulate import tabulate
 from torch import Tensor
 
@@ -110,6 +109,8 @@ def irls(A: Tensor, B: Tensor, iterations: int = 50) -> Tensor:
 
 
 def scikit_learn(A: Tensor, B: Tensor) -> Tensor:
+    from sklearn.linear_model import QuantileRegressor
+
     model = QuantileRegressor(quantile=0.5, alpha=0, fit_intercept=False, solver="highs")
     found = [model.fit(A.numpy(), b).coef_.copy() for b in B.T.numpy()]
     return torch.from_numpy(np.stack(found, 1))

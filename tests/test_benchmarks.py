@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks import pipeline, poisoning
+from benchmarks import gpu, pipeline, poisoning
 from benchmarks._reference import AddToImage, ReferencePipeline, hwc
 from benchmarks._timing import Spread, Times, interleave, ratios
 from purebench import ATTACKS, DATASETS, Goal, LoadContext, PoisoningAttack, Recipe
 from purebench.settings import build
-from purebench.training import batches, fit
+from purebench.training import batches, fit, sgd
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +180,93 @@ def test_command_line_refuses_bad_input(capsys: pytest.CaptureFixture[str]) -> N
     assert pipeline.main(["--dataset", "shapse"]) == 2
     assert "did you mean 'shapes'?" in capsys.readouterr().err
     assert pipeline.main(["--repeats", "0"]) == 2
+
+
+CPU = ("--device", "cpu", "--quick")
+CPU_DEVICE = torch.device("cpu")
+
+
+def test_gpu_command_measures_variants(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU there is no torch.compile; one that fails is told, and leaves the others alone."""
+
+    def broken(recipe: Recipe) -> Any:
+        if not torch.are_deterministic_algorithms_enabled():
+            return sgd(recipe)
+        raise RuntimeError("no such\nalgorithm")
+
+    monkeypatch.setattr(gpu, "sgd", broken)
+    assert gpu.main([*CPU, "--variants", "graphs", "determin"]) == 0
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line.startswith(("+ ", "as fit", "compiled"))]
+    assert [line.split("  ")[0] for line in lines] == ["+ graphs", "as fit does, deterministic"]
+    assert "%" in lines[0]
+    assert "failed: RuntimeError: no such algorithm" in lines[1]
+    assert "n = 1, interleaved, 1 epochs each after 1 to warm up" in shown
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_variants_take_the_same_steps() -> None:
+    """From the same weights to the same, but for rounding; bf16 further off."""
+    bench = gpu.Bench(
+        "small_cnn", gpu.noise(64, (3, 32, 32), CPU_DEVICE), Recipe(epochs=3), 1, 1, 1, 8
+    )
+    ends: dict[str, Tensor] = {}
+    for variant in gpu.VARIANTS:
+        if variant.compiled:
+            continue
+        models: list[torch.nn.Module] = []
+
+        class Watched(gpu.Bench):
+            def build(self, models: list[torch.nn.Module] = models) -> torch.nn.Module:
+                models.append(super().build())
+                return models[-1]
+
+        times = Times()
+        gpu.train(variant, Watched(**vars(bench)), gpu.Found(times), times)
+        (model,) = models
+        ends[variant.name] = torch.cat([w.detach().flatten() for w in model.parameters()])
+    start = torch.cat([w.detach().flatten() for w in bench.build().parameters()])
+    way = (ends["fp32"] - start).norm()
+    for name, end in ends.items():
+        apart = float((end - ends["fp32"]).norm() / way)
+        assert apart < (1e-3 if "32" in name else 0.3), name
+
+
+def test_work_is_counted() -> None:
+    """PreActResNet18 takes 3.33 GFLOP to learn from an image of CIFAR-10's size."""
+    split = gpu.noise(20, (3, 32, 32), CPU_DEVICE)
+    bench = gpu.Bench("preact_resnet18", split, Recipe(), 1, 1, 1, 8)
+    assert bench.flops() == pytest.approx(3.33e9, rel=0.01)
+
+
+def test_gpu_command_times_defenses_and_the_solver(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([*CPU, "--defenses", "none", "clp", "spectral"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["none", "clp", "spectral"]
+    assert "failed" not in shown
+    assert gpu.main([*CPU, "--solver"]) == 0
+    shown = capsys.readouterr().out.splitlines()[2]
+    assert float(shown.split()[-2]) < 1e-5  # worst error of columns that are all exact
+    assert shown.split()[-3] == "8"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--variants", "fp8"], "no variant is called fp8; known: fp32, "),
+        (["--defenses", "cpl"], "did you mean 'clp'"),
+        (["--repeats", "0"], "must be at least 1"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--model", "lennet"], "did you mean 'lenet'"),
+    ],
+)
+def test_gpu_command_refuses_bad_input(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--device", "cpu", "--images", "100", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_rounds_alternate_and_ratios_are_of_pairs() -> None:
