@@ -53,9 +53,9 @@ class Sweep:
                 for attack in plan.attacks:  # the control has one rate, whatever the run's
                     key = (plan.architecture.name, plan.rate(attack), seed, attack.name)
                     found[key].setdefault(plan.config.benign_fraction, run)
-        return cls(
-            plans, tuple(Task(key[3], key[2], (*runs.values(),)) for key, runs in found.items())
-        )
+        tasks = (Task(key[3], key[2], (*runs.values(),)) for key, runs in found.items())
+        seeds = configs[0].seeds  # one everywhere before the next: half a sweep is then a board
+        return cls(plans, tuple(sorted(tasks, key=lambda task: seeds.index(task.seed))))
 
     def cells(self) -> Iterable[tuple[Plan, Cell, Path]]:
         """Every cell once, with its plan and its record's file."""

@@ -10,8 +10,9 @@ import pytest
 from purebench import ATTACKS, DATASETS, DEFENSES, MODELS, PoisoningAttack, UsageError
 from purebench.cli import FAILED, OK, USAGE, main
 from purebench.config import RunConfig, read_sweep
+from purebench.progress import Progress
 from purebench.record import read_record
-from purebench.sweep import _duration
+from purebench.sweep import Sweep, _duration
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 
@@ -106,6 +107,18 @@ def test_committed_sweeps_can_be_read(file: Path) -> None:
         assert config.dataset in DATASETS
         assert all(name == "all" or name in ATTACKS for name in config.attack)
         assert all(name == "all" or name in DEFENSES for name in config.defense)
+
+
+def test_one_seed_everywhere_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(TINY + "seeds: [2, 1]\npoison_rate: [0.1, 0.3]\n")
+    found = Sweep.of(read_sweep("sweep.yaml", {}), Progress(quiet=True))
+    assert [(task.seed, task.attack, task.runs) for task in found.tasks] == [
+        (2, "badnets", (0,)), (2, "none", (0,)), (2, "badnets", (1,)),
+        (1, "badnets", (0,)), (1, "none", (0,)), (1, "badnets", (1,)),
+    ]  # fmt: skip
 
 
 def test_durations_in_words() -> None:
