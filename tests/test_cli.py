@@ -206,6 +206,11 @@ def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> 
     assert (again.code, again.err) == (OK, "")
     assert again.out.strip() in run.out
     assert bench("leaderboard", "results", "--attack", "mean").out.strip() == ""
+    attack("--attack", "blend", "--defense", "none", "prune")
+    both, own = (bench("leaderboard", "results", *more).out for more in ((), ("--over", "badnets")))
+    assert own == again.out
+    assert "mean over badnets, blend" in both
+    refused(bench("leaderboard", "results", "--over", "badnet"), "--over badnet: no record of it")
     refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
     refused(bench("leaderboard", "results/tables"), "no record there")
     refused(bench("leaderboard", "results", "--formt", "csv"), "did you mean '--format'")

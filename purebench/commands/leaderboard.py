@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from . import OK
 from ._options import Parser
+
+if TYPE_CHECKING:
+    from ..record import Record
 
 
 def main(words: list[str]) -> int:
@@ -17,6 +21,7 @@ def main(words: list[str]) -> int:
     kinds = ("screen", "markdown", "csv", "json", "latex")
     parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
+    parser.add_argument("--over", nargs="+", default=[], help="of these attacks alone, and means")
     parser.add_argument("--columns", nargs="+", default=[], help="these only, e.g. acc asr der")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
     parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
@@ -33,7 +38,7 @@ def main(words: list[str]) -> int:
     from ..record import read_records
 
     folders = [Path(folder) for folder in options["folder"]]
-    records = read_records(folders)
+    records = _of(read_records(folders), options["over"])
     table = import_module("purebench.leaderboards.table")
     renders = {"csv": table.as_csv, "json": table.as_json}
     writes = options["page"] or options["figures"]
@@ -58,3 +63,14 @@ def main(words: list[str]) -> int:
     except ValueError as error:  # records of two protocols, a gallery without pictures
         raise UsageError(str(error)) from error
     return OK
+
+
+def _of(records: list[Record], attacks: list[str]) -> list[Record]:
+    """Those of the attacks, if any are named, and of the clean control."""
+    known = {record.cell.attack["name"] for record in records}
+    if unknown := [name for name in attacks if name not in known]:
+        raise UsageError(
+            f"--over {unknown[0]}: no record of it; there are {', '.join(sorted(known))}"
+        )
+    wanted = {*attacks, "none"} if attacks else known
+    return [record for record in records if record.cell.attack["name"] in wanted]
