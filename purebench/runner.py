@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from . import machine
-from .artifact import Damaged, load_artifact, save_artifact
+from .artifact import CARD, Damaged, load_artifact, save_artifact
 from .attack import Attack, AttackContext, BackdooredModel, Goal, PoisoningAttack
 from .config import RunConfig
 from .data import (
@@ -249,6 +249,16 @@ class Victim:
         self.fingerprint = fingerprint(self.identity)
         self.folder = plan.output / "models" / f"{attack.name}-s{seed}-{self.fingerprint}"
         self.failure: Exception | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether its network is kept."""
+        return (self.folder / CARD).is_file()
+
+    def forget(self) -> None:
+        """Keep nothing of it, so that it is trained anew."""
+        (self.folder / CARD).unlink(missing_ok=True)
+        self._savepoints().clear()
 
     @cached_property
     def bundle(self) -> DataBundle:

@@ -1,238 +1,293 @@
-"""Sweep: many runs as one, planned before anything is trained, and worked off by several processes.
+"""Sweep: many runs as one, planned before anything is trained, and worked off by an executor.
 
 One task is one victim with all its defenses and benign fractions, so that its training serves them
-all. A worker that dies is started again, which goes on from the finished records; a cell that kills
-it twice is recorded as failed, and left out.
+all; or, for executors that have several workers on one victim, an attack task and, when the network
+is there, a defense task a cell. What a task has to show are its cells' records: a file that can be
+read is the only success, so that any task may be done again.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
+import os
+import socket
+import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Literal, Protocol
 
 from .config import RunConfig
+from .errors import UsageError
+from .forecast import Forecast, Past, Work
 from .progress import Progress
 from .record import Cell, Record, Unreadable, read_record
 from .runner import Plan, Victim, crashed, execute, is_done, prepare, record_path
+from .storage import write_atomic
 
-TRIES = 2  # deaths of a worker in one cell before it is given up
+MARK = ".folder"  # in the output folder: a name of its own, by which workers know it
 
-Tell = Callable[[str, Path], None]  # ("begin" | "done" | "found", the cell's record)
+Part = Literal["all", "attack", "defense"]
+Tell = Callable[[Literal["begin", "done"], Path], None]  # of a cell, with its record's file
 
 
 @dataclass(frozen=True)
 class Task:
-    """One victim: the attack, the seed, and which of the sweep's runs it has cells in."""
+    """Cells of one victim.
+
+    runs: which of the sweep's runs they are of.
+    records: their records' files.
+    part: "attack" is the first cell, which trains the network, and the others only where that
+        fails; "defense" does nothing where there is no network.
+    """
 
     attack: str
     seed: int
     runs: tuple[int, ...]
+    records: tuple[Path, ...]
+    part: Part = "all"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task on its way to another process: names, settings and paths, never tensors.
+
+    configs: of the task's runs. folder: the working directory, from which paths go. mark: what is
+    written in the output folder.
+    """
+
+    configs: tuple[RunConfig, ...]
+    task: Task
+    folder: str
+    mark: str
+
+
+class Executor(Protocol):
+    """Where and when a sweep's tasks are worked off."""
+
+    def run(self, sweep: Sweep, tell: Tell, progress: Progress) -> None:
+        """Do what is left, and ``tell`` of it. Cells that cannot be done are given up.
+
+        Raises UsageError for what keeps any task from being done.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """plans: one a run, checked. tasks: their victims, each once."""
+    """plans: one a run, checked. tasks: their victims, each once. cells: each once, by its
+    record's file, with its run."""
 
     plans: tuple[Plan, ...]
     tasks: tuple[Task, ...]
+    cells: dict[Path, tuple[int, Cell]]
 
     @classmethod
     def of(cls, configs: Sequence[RunConfig], progress: Progress) -> Sweep:
         """Check every run. UsageError for what cannot be run, before anything is trained."""
         plans = tuple(prepare(config, progress) for config in configs)
-        found: dict[tuple[Any, ...], dict[float, int]] = defaultdict(dict)
+        victims: dict[str, dict[float, int]] = defaultdict(dict)
+        of = {}
         for run, plan in enumerate(plans):
             for seed in plan.config.seeds:
                 for attack in plan.attacks:  # the control has one rate, whatever the run's
-                    key = (plan.architecture.name, plan.rate(attack), seed, attack.name)
-                    found[key].setdefault(plan.config.benign_fraction, run)
-        tasks = (Task(key[3], key[2], (*runs.values(),)) for key, runs in found.items())
+                    key = Victim(plan, attack, seed).fingerprint
+                    victims[key].setdefault(plan.config.benign_fraction, run)
+                    of[key] = (attack.name, seed)
+        tasks, cells = [], {}
         seeds = configs[0].seeds  # one everywhere before the next: half a sweep is then a board
-        return cls(plans, tuple(sorted(tasks, key=lambda task: seeds.index(task.seed))))
+        for key in sorted(victims, key=lambda key: seeds.index(of[key][1])):
+            runs = victims[key]
+            own = {
+                path: (run, cell)
+                for run in runs.values()
+                for path, cell in _cells(plans[run].only(*of[key]))
+            }
+            tasks.append(Task(*of[key], (*runs.values(),), (*own,)))
+            cells |= own
+        return cls(plans, (*tasks,), cells)
 
-    def cells(self) -> Iterable[tuple[Plan, Cell, Path]]:
-        """Every cell once, with its plan and its record's file."""
-        for task in self.tasks:
-            for run in task.runs:
-                plan = self.plans[run].only(task.attack, task.seed)
-                for defense in plan.defenses:
-                    cell = plan.cell(plan.attacks[0], defense, task.seed)
-                    yield plan, cell, record_path(plan, cell)
+    def victim(self, record: Path) -> Victim:
+        """Of the cell that has its record there."""
+        plan = self._plan(record)
+        return Victim(plan, plan.attacks[0], plan.config.seeds[0])
 
-    def left(self) -> list[tuple[Plan, Cell]]:
-        """Cells without a record that answers them."""
-        return [
-            (plan, cell) for plan, cell, path in self.cells() if not _answered(plan, cell, path)
-        ]
+    def left(self) -> list[Path]:
+        """The cells without a record that answers them."""
+        return [path for path in self.cells if not self._answered(path)]
 
-    def describe(self, jobs: int) -> str:
-        """What there is to do, and how long it took before."""
-        left = self.left()
-        total = sum(1 for _ in self.cells())
-        lines = [
-            f"{len(self.tasks)} victims, {total} cells: {total - len(left)} done, {len(left)} left"
-        ]
-        victims = {}
-        for plan, cell in left:
-            victim = Victim(plan, plan.attacks[0], cell.seed)
-            if plan.config.force or not victim.folder.is_dir():
-                victims[victim.fingerprint] = ("attack", cell.attack["name"], cell.model["name"])
-        steps = [*victims.values()]
-        steps += [("defense", cell.defense["name"], cell.model["name"]) for _, cell in left]
-        past = self._past()
-        seconds = sum(past.get(step, 0.0) for step in steps) / jobs
-        unknown = {step[1:] for step in steps if step not in past}
-        lines.append(
-            f"{len(victims)} trainings; about {_duration(seconds)} of training and defending"
+    def _answered(self, path: Path) -> bool:
+        plan, cell, record = self._plan(path), self.cells[path][1], _read(path)
+        return (
+            not plan.config.force
+            and record is not None
+            and record.cell == cell
+            and is_done(record, plan.reactivates(plan.attacks[0]))
         )
-        if unknown:
-            names = ", ".join(f"{name} ({model})" for name, model in sorted(unknown))
-            lines.append(f"not counted, for want of records: {names}")
-        return "\n".join(lines)
 
-    def _past(self) -> dict[tuple[str, str, str], float]:
-        """(kind, plug-in, model) -> mean seconds in the records that are there."""
-        seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-        for folder in {plan.output / "records" for plan in self.plans}:
-            for path in folder.rglob("*.json"):
-                record = _read(path)
-                if record is not None and record.status == "ok":
-                    cell, cost = record.cell, record.cost
-                    model = cell.model["name"]
-                    seconds["defense", cell.defense["name"], model].append(cost["seconds"])
-                    training = cost.get("training_seconds", 0.0)
-                    seconds["attack", cell.attack["name"], model].append(training)
-        return {step: fmean(values) for step, values in seconds.items()}
+    def _plan(self, record: Path) -> Plan:
+        run, cell = self.cells[record]
+        return self.plans[run].only(cell.attack["name"], cell.seed)
 
-    def run(self, jobs: int, progress: Progress) -> list[Record]:
+    def part(self, part: Part, records: Sequence[Path]) -> Task:
+        """Of some cells of one victim."""
+        runs = sorted({self.cells[path][0] for path in records})
+        _, cell = self.cells[records[0]]
+        return Task(cell.attack["name"], cell.seed, (*runs,), (*records,), part)
+
+    def attack_tasks(self) -> list[Task]:
+        """What is left, victim by victim."""
+        left = set(self.left())
+        parts = ([path for path in task.records if path in left] for task in self.tasks)
+        return [self.part("attack", records) for records in parts if records]
+
+    def defense_tasks(self, records: Iterable[Path]) -> list[Task]:
+        """One a cell."""
+        return [self.part("defense", [path]) for path in records]
+
+    def order(self, task: Task) -> Order:
+        """What another process needs to know."""
+        output = self.plans[0].output
+        if not _mark(output):
+            write_atomic(output / MARK, uuid.uuid4().hex.encode())
+        configs = tuple(self.plans[run].config for run in task.runs)
+        return Order(configs, task, os.getcwd(), _mark(output))
+
+    def give_up(self, records: Iterable[Path], reason: str, tell: Tell) -> None:
+        """Record that what is left of these cells has failed."""
+        for path in records:
+            if not self._answered(path):
+                crashed(self.cells[path][1], reason).write(path)
+            tell("done", path)
+
+    def lost(self, task: Task, reason: str, tell: Tell) -> Sequence[Path]:
+        """Give up what a worker that died was at, and return that: of an attack task the first
+        cell, and the others where there is no network either."""
+        trained = task.part == "attack" and self.victim(task.records[0]).trained
+        records = task.records[:1] if trained else task.records
+        self.give_up(records, reason, tell)
+        return records
+
+    def describe(self, jobs: int, split: bool = False) -> str:
+        """What there is to do, and how long it takes ``jobs`` workers if it takes what it took
+        before. ``split``: several may work on one victim."""
+        left = set(self.left())
+        works = []
+        for task in self.tasks:
+            cells = [self.cells[path][1] for path in task.records if path in left]
+            if cells:
+                victim = self.victim(task.records[0])
+                trains = victim.plan.config.force or not victim.trained
+                defenses = tuple(cell.defense["name"] for cell in cells)
+                works.append(Work(task.attack, cells[0].model["name"], trains, defenses))
+        forecast = Forecast.of(works, Past.of(self.plans[0].output), jobs, split)
+        count = len(self.cells)
+        return (
+            f"{len(self.tasks)} victims, {count} cells: {count - len(left)} done, "
+            f"{len(left)} left\n{forecast}"
+        )
+
+    def run(self, executor: Executor, progress: Progress) -> list[Record]:
         """Work off all cells and give their records, in the order of the tasks."""
-        left = {str(record_path(plan, cell)) for plan, cell in self.left()}
-        count = 0
-        with progress.without_lines().bar("sweep", len(left), "cell") as bar:
+        sweep = self._renewed()
+        left = set(sweep.left())
+        total = len(left)
+        with progress.without_lines().bar("sweep", total, "cell") as bar:
 
             def tell(what: str, path: Path) -> None:
-                nonlocal count
-                if what == "begin" or str(path) not in left:
+                if what == "begin" or path not in left:
                     return
-                count += 1
+                left.remove(path)
                 bar.step()
                 record = read_record(path)
                 after = record.after
                 verdict = f"ACC {after.acc:.2%}, ASR {after.asr:.2%}" if after else record.error
-                progress.say(f"[{count}/{len(left)}] {record.cell}: {record.status}, {verdict}")
+                count = total - len(left)
+                progress.say(f"[{count}/{total}] {record.cell}: {record.status}, {verdict}")
 
-            if jobs == 1:
-                for task in self.tasks:
-                    work([self.plans[run] for run in task.runs], task, tell, frozenset())
-            else:
-                _Crew(self, jobs, tell, progress).run()
-        return [record for _, _, path in self.cells() if (record := _read(path))]
+            executor.run(sweep, tell, progress)
+            sweep.give_up([*left], "no worker came to it", tell)
+        return [record for path in sweep.cells if (record := _read(path))]
+
+    def _renewed(self) -> Sweep:
+        """Forget what is to be done anew; the rest is as without ``force``."""
+        if not self.plans[0].config.force:
+            return self
+        for task in self.tasks:
+            self.victim(task.records[0]).forget()
+            for path in task.records:
+                path.unlink(missing_ok=True)
+        plans = (replace(plan, config=replace(plan.config, force=False)) for plan in self.plans)
+        return replace(self, plans=(*plans,))
 
 
-def work(plans: Iterable[Plan], task: Task, tell: Tell, skipped: frozenset[str]) -> None:
-    """The task's cells, but for those whose record's file is ``skipped``."""
+def work(plans: Iterable[Plan], task: Task, tell: Tell) -> list[Path]:
+    """Do the task in this process; gives the records' files that are there now.
 
-    def begin(_: Cell, path: Path) -> bool:
-        tell("begin", path)
-        return str(path) not in skipped
+    plans: of the task's runs.
+    """
+    made: list[Path] = []
+
+    def done(_: Record, path: Path, found: bool) -> None:
+        made.append(path)
+        tell("done", path)
 
     for plan in plans:
-        for _ in execute(
-            plan.only(task.attack, task.seed), lambda _, path, found: tell("done", path), begin
-        ):
+        part = plan.only(task.attack, task.seed)
+        victim = Victim(part, part.attacks[0], task.seed)
+
+        def begin(_: Cell, path: Path, victim: Victim = victim) -> bool:
+            """Whether the task has this cell to do."""
+            mine = path in task.records
+            if task.part == "attack":
+                mine &= not (made and victim.trained)
+            elif task.part == "defense":
+                mine &= victim.trained
+            if mine:
+                tell("begin", path)
+            return mine
+
+        for _ in execute(part, done, begin):
             pass
+    return made
 
 
-def _worker(
-    pipe: Connection, configs: Sequence[RunConfig], task: Task, skipped: frozenset[str]
-) -> None:
-    """A process of its own."""
+def fulfil(order: Order, tell: Tell = lambda what, path: None) -> list[Path]:
+    """``work`` of an order, in a process of its own, anywhere.
+
+    Raises UsageError where this machine does not have the same folder, code or data.
+    """
+    host, task = socket.gethostname(), order.task
+    output = Path(order.folder, order.configs[0].output)
+    if _mark(output) != order.mark:
+        raise UsageError(
+            f"on {host}, {output} is not the folder that the sweep was started in; every machine "
+            "needs to see one shared folder at the same path"
+        )
+    os.chdir(order.folder)
+    plans = [prepare(config, Progress(config.quiet).without_bars()) for config in order.configs]
+    known = {path for plan in plans for path, _ in _cells(plan.only(task.attack, task.seed))}
+    strange = [path.name for path in task.records if path not in known]
+    if strange:
+        raise UsageError(
+            f"{host} does not know {strange[0]}: its code or data are not those of the machine "
+            "that the sweep was started on"
+        )
+    return work(plans, task, tell)
+
+
+def _cells(plan: Plan) -> Iterator[tuple[Path, Cell]]:
+    for seed in plan.config.seeds:
+        for attack in plan.attacks:
+            for defense in plan.defenses:
+                cell = plan.cell(attack, defense, seed)
+                yield record_path(plan, cell), cell
+
+
+def _mark(output: Path) -> str:
     try:
-        plans = (prepare(config, Progress(config.quiet).without_bars()) for config in configs)
-        work(plans, task, lambda what, path: pipe.send((what, path)), skipped)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-class _Crew:
-    """Up to ``jobs`` workers, one task each."""
-
-    def __init__(self, sweep: Sweep, jobs: int, tell: Tell, progress: Progress) -> None:
-        self.sweep, self.jobs, self.tell, self.progress = sweep, jobs, tell, progress
-        self.deaths: dict[tuple[Task, Path | None], int] = defaultdict(int)
-        self.skipped: dict[Task, frozenset[str]] = defaultdict(frozenset)
-        self.running: dict[Connection, tuple[Any, Task]] = {}
-        self.at: dict[Task, Path | None] = {}
-
-    def run(self) -> None:
-        waiting = list(reversed(self.sweep.tasks))
-        try:
-            while waiting or self.running:
-                while waiting and len(self.running) < self.jobs:
-                    self._start(waiting.pop())
-                for pipe in wait(list(self.running)):
-                    assert isinstance(pipe, Connection)
-                    try:
-                        what, path = pipe.recv()
-                    except EOFError:
-                        waiting += self._ended(pipe)
-                    else:
-                        _, task = self.running[pipe]
-                        self.at[task] = path if what == "begin" else None
-                        self.tell(what, path)
-        finally:
-            for process, _ in self.running.values():
-                process.terminate()
-                process.join()
-
-    def _start(self, task: Task) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        ours, theirs = spawn.Pipe(duplex=False)
-        configs = [replace(self.sweep.plans[run].config, threads=1) for run in task.runs]
-        given = (theirs, configs, task, self.skipped[task])
-        process = spawn.Process(target=_worker, args=given)
-        process.start()
-        theirs.close()
-        self.running[ours], self.at[task] = (process, task), None
-
-    def _ended(self, pipe: Connection) -> list[Task]:
-        """The task again, where its worker died."""
-        process, task = self.running.pop(pipe)
-        process.join()
-        if process.exitcode == 0:
-            return []
-        path = self.at[task]
-        self.deaths[task, path] += 1
-        reason = f"the worker died with exit code {process.exitcode}"
-        where = path.stem if path else f"{task.attack}, seed {task.seed}, before its first cell"
-        self.progress.say(f"{where}: {reason}")
-        if self.deaths[task, path] < TRIES:
-            return [task]
-        if path is None:
-            return []
-        for _, cell, file in self.sweep.cells():
-            if file == path:
-                crashed(cell, f"{reason}, {TRIES} times").write(path)
-        self.tell("done", path)
-        self.skipped[task] |= {str(path)}
-        return [task]
-
-
-def _answered(plan: Plan, cell: Cell, path: Path) -> bool:
-    record = _read(path)
-    return (
-        not plan.config.force
-        and record is not None
-        and record.cell == cell
-        and is_done(record, plan.reactivates(plan.attacks[0]))
-    )
+        return (output / MARK).read_text()
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> Record | None:
@@ -240,10 +295,3 @@ def _read(path: Path) -> Record | None:
         return read_record(path)
     except (OSError, Unreadable):
         return None
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

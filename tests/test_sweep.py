@@ -10,9 +10,10 @@ import pytest
 from purebench import ATTACKS, DATASETS, DEFENSES, MODELS, PoisoningAttack, UsageError
 from purebench.cli import FAILED, OK, USAGE, main
 from purebench.config import RunConfig, read_sweep
+from purebench.forecast import duration
 from purebench.progress import Progress
 from purebench.record import read_record
-from purebench.sweep import Sweep, _duration
+from purebench.sweep import Sweep
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 
@@ -122,7 +123,7 @@ def test_one_seed_everywhere_before_the_next(
 
 
 def test_durations_in_words() -> None:
-    assert [_duration(seconds) for seconds in (0, 29.6, 90.1, 3540, 7500)] == [
+    assert [duration(seconds) for seconds in (0, 29.6, 90.1, 3540, 7500)] == [
         "0 s", "30 s", "2 min", "59 min", "2 h 5 min",
     ]  # fmt: skip
 
@@ -175,6 +176,9 @@ def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
     code, out, err = sweep(lists, "--dry-run", "--force")
     assert "0 done, 12 left\n3 trainings; about " in out
     assert "not counted" not in out
+    code, out, _ = sweep(lists, "--force")
+    assert (code, trained[3:]) == (OK, trained[:3])
+    assert "(12 files)" in out
 
 
 def test_what_cannot_be_run_is_told_before_training(

@@ -7,12 +7,53 @@ import os
 
 from ..config import SWEPT, config_fields, parse_set, read_sweep
 from ..errors import UsageError
+from ..executors import EXECUTORS, SPLITTING, make_executor
 from ..settings import convert
 from . import OK, _failures
 from ._options import Parser, add_options
 
+_OPTIONS = {  # of executors: how one is written, and what it is for
+    "jobs": ("N", "workers of a pool, Slurm jobs at once; more than 1 without --executor: a pool"),
+    "gpu_slots": ("K", "tasks that share a GPU, in a pool or with Ray (default: 1)"),
+    "address": ("HOST:PORT", "Ray's, or auto; local starts it on this machine (default: local)"),
+    "slurm": ("KEY=VALUE", "sbatch's options, e.g. partition=gpu time=240 gpus_per_node=1"),
+}
+
 
 def main(words: list[str]) -> int:
+    options = _parser().read(words)
+    file, dry_run = options.pop("file"), options.pop("dry_run", False)
+    given = {name: options.pop(name) for name in _OPTIONS if name in options}
+    for name in {"jobs", "gpu_slots"} & set(given):
+        flag = f"--{name.replace('_', '-')}"
+        given[name] = convert(given[name], int, flag)
+        if given[name] < 1:
+            raise UsageError(f"{flag} must be at least 1, got {given[name]}")
+    if "slurm" in given:
+        given["slurm"] = dict(_pair(text) for text in given["slurm"])
+    jobs = given.get("jobs", 1)
+    if "executor" not in options and jobs == 1:
+        given.pop("jobs", None)
+    name = options.pop("executor", "pool" if jobs > 1 else "serial")
+    if "set" in options:
+        options["set"] = parse_set(options["set"])
+    configs = read_sweep(file, options)
+
+    from ..progress import Progress
+    from ..sweep import Sweep
+
+    progress = Progress(configs[0].quiet)
+    executor = None if dry_run else make_executor(name, **given)
+    sweep = Sweep.of(configs, progress.without_bars())
+    print(sweep.describe(jobs, name in SPLITTING))
+    if executor is None:
+        return OK
+    records = sweep.run(executor, progress)
+    print(f"records   {sweep.plans[0].output / 'records'}{os.sep} ({len(records)} files)")
+    return _failures.tell(records)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="bench.py sweep",
         description="Work off every combination that a file names, with the clean control and "
@@ -22,25 +63,16 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("file", metavar="FILE.yaml", help="a run's options, some with lists")
     parser.add_argument("--dry-run", action="store_true", help="say what is left, and do nothing")
-    parser.add_argument("--jobs", metavar="N", default="1", help="processes (default: 1)")
+    parser.add_argument("--executor", choices=EXECUTORS, help="what does it (default: serial)")
+    for name, (metavar, text) in _OPTIONS.items():
+        more = {"action": "extend", "nargs": "+"} if name == "slurm" else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text, **more)
     add_options(parser, [name for name in config_fields() if name not in (*SWEPT, "reactivate")])
-    options = parser.read(words)
-    file, dry_run = options.pop("file"), options.pop("dry_run", False)
-    jobs = convert(options.pop("jobs"), int, "--jobs")
-    if jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {jobs}")
-    if "set" in options:
-        options["set"] = parse_set(options["set"])
-    configs = read_sweep(file, options)
+    return parser
 
-    from ..progress import Progress
-    from ..sweep import Sweep
 
-    progress = Progress(configs[0].quiet)
-    sweep = Sweep.of(configs, progress.without_bars())
-    print(sweep.describe(jobs))
-    if dry_run:
-        return OK
-    records = sweep.run(jobs, progress)
-    print(f"records   {sweep.plans[0].output / 'records'}{os.sep} ({len(records)} files)")
-    return _failures.tell(records)
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise UsageError(f"--slurm {text!r} must have the form KEY=VALUE")
+    return key, value
