@@ -93,7 +93,8 @@ class Sweep:
                     key = Victim(plan, attack, seed).fingerprint
                     victims[key].setdefault(plan.config.benign_fraction, run)
                     of[key] = (attack.name, seed)
-        tasks, cells = [], {}
+        tasks: list[Task] = []
+        cells: dict[Path, tuple[int, Cell]] = {}
         seeds = configs[0].seeds  # one everywhere before the next: half a sweep is then a board
         for key in sorted(victims, key=lambda key: seeds.index(of[key][1])):
             runs = victims[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from ..config import SWEPT, config_fields, parse_set, read_sweep
 from ..errors import UsageError
@@ -65,7 +66,7 @@ def _parser() -> Parser:
     parser.add_argument("--dry-run", action="store_true", help="say what is left, and do nothing")
     parser.add_argument("--executor", choices=EXECUTORS, help="what does it (default: serial)")
     for name, (metavar, text) in _OPTIONS.items():
-        more = {"action": "extend", "nargs": "+"} if name == "slurm" else {}
+        more: dict[str, Any] = {"action": "extend", "nargs": "+"} if name == "slurm" else {}
         parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text, **more)
     add_options(parser, [name for name in config_fields() if name not in (*SWEPT, "reactivate")])
     return parser

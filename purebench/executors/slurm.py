@@ -64,9 +64,7 @@ class Slurm:
             queue = submitit.SlurmExecutor(folder=sweep.plans[0].output.resolve() / "slurm")
             queue.update_parameters(**options)
         except RuntimeError as error:
-            raise UsageError(
-                "executor slurm: no srun here, start it on the cluster"
-            ) from error
+            raise UsageError("executor slurm: no srun here, start it on the cluster") from error
         except ValueError as error:
             raise UsageError(f"--slurm: {error}".partition("\n")[0]) from error
         return queue
