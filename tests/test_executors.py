@@ -48,14 +48,17 @@ set:
 
 PLUGINS = """\
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import nn
 
-from purebench import DEFENSES, Defense, DefenseContext
+from purebench import ATTACKS, DEFENSES, AttackContext, BackdooredModel, Defense, DefenseContext
+from purebench import PoisoningAttack
 
 
 @DEFENSES.register("gated")
@@ -64,27 +67,19 @@ class Gated(Defense):
     paper: ClassVar[str] = "nobody"
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        Path(f"waits-{os.getpid()}").touch()
+        tempfile.mkstemp(prefix="waits-", dir=".")
         while not Path("open").exists():
             time.sleep(0.05)
         return model
 
 
-@DEFENSES.register("deadly")
+@DEFENSES.register("exits")
 @dataclass(frozen=True)
-class Deadly(Defense):
+class Exits(Defense):
     paper: ClassVar[str] = "nobody"
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         os._exit(9)
-"""
-
-BROKEN = """\
-from dataclasses import dataclass
-from typing import ClassVar
-
-from purebench import ATTACKS, AttackContext, BackdooredModel, PoisoningAttack
-from torch import Generator, Size, nn
 
 
 @ATTACKS.register("broken")
@@ -92,7 +87,7 @@ from torch import Generator, Size, nn
 class Broken(PoisoningAttack):
     paper: ClassVar[str] = "nobody"
 
-    def make_trigger(self, shape: Size, rng: Generator) -> nn.Module:
+    def make_trigger(self, shape: torch.Size, rng: torch.Generator) -> nn.Module:
         return nn.Identity()
 
     def run(self, ctx: AttackContext) -> BackdooredModel:
@@ -126,12 +121,19 @@ def states(paths: list[Path]) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A defense that waits for a file, one that ends its process, an attack that fails."""
+    file = tmp_path_factory.mktemp("plugins") / "plugins.py"
+    file.write_text(PLUGINS)
+    return str(file)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a sweep of four cells."""
     monkeypatch.chdir(tmp_path)
     Path("sweep.yaml").write_text(TINY)
-    Path("plugins.py").write_text(PLUGINS)
     return tmp_path
 
 
@@ -269,11 +271,10 @@ def test_slurm_gives_the_same_records(folder: Path, spool: Path, expected: dict[
 
 
 def test_an_attack_that_fails_is_tried_once(
-    folder: Path, spool: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, spool: Path, plugins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its attack task records all cells; the defense tasks then find no network, and leave them."""
-    Path("broken.py").write_text(BROKEN)
-    assert sweep(*SLURM, "--attack", "broken", "none", "--plugin", "broken.py") == FAILED
+    assert sweep(*SLURM, "--attack", "broken", "none", "--plugin", plugins) == FAILED
     assert len(Path("tries").read_text()) == 1
     assert "2 of 4 cells did not finish" in capsys.readouterr().err
     found = [record for record in results(folder).values() if record["status"] == "failed"]
@@ -281,16 +282,16 @@ def test_an_attack_that_fails_is_tried_once(
 
 
 def test_what_slurm_loses_is_recorded(
-    folder: Path, spool: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, spool: Path, plugins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sacct = "#!/bin/sh\nprintf 'JobID|State|NodeList\\n1|OUT_OF_MEMORY|\\n2|COMPLETED|\\n'\n"
     (spool / "sacct").write_text(sacct)
-    words = ("--attack", "none", "--defense", "deadly", "prune", "--plugin", "plugins.py")
+    words = ("--attack", "none", "--defense", "exits", "prune", "--plugin", plugins)
     assert sweep(*SLURM, *words) == FAILED
     assert "1 of 2 cells did not finish" in capsys.readouterr().err
     found = {record["cell"]["defense"]["name"]: record for record in results(folder).values()}
     assert found["prune"]["status"] == "ok"
-    assert found["deadly"]["error"] == "Slurm job lost, its state OUT_OF_MEMORY"
+    assert found["exits"]["error"] == "Slurm job lost, its state OUT_OF_MEMORY"
 
 
 MACHINE = {"num_cpus": 1, "include_dashboard": False}
@@ -304,6 +305,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         cluster = Cluster(initialize_head=True, head_node_args=MACHINE)
         yield cluster
         cluster.shutdown()
@@ -335,11 +337,11 @@ def test_ray_gives_the_same_records(
     assert not ray.is_initialized()
 
 
-GATED = ("--defense", "none", "gated", "--plugin", "plugins.py")
+GATED = ("--defense", "none", "gated", "--plugin")
 
 
 def test_a_machine_that_is_lost_costs_what_it_was_doing(
-    folder: Path, cluster: Any, second: Any
+    folder: Path, cluster: Any, second: Any, plugins: str
 ) -> None:
     """Both machines stand at the gate when one of them dies."""
     before = {}
@@ -353,7 +355,7 @@ def test_a_machine_that_is_lost_costs_what_it_was_doing(
 
     killer = Thread(target=kill)
     killer.start()
-    assert sweep(*on_ray(cluster), *GATED) == OK
+    assert sweep(*on_ray(cluster), *GATED, plugins) == OK
     killer.join()
     assert waiting(folder) == 3
     after = states(records(folder))
@@ -365,7 +367,7 @@ def test_a_machine_that_is_lost_costs_what_it_was_doing(
 def test_a_sweep_whose_driver_is_killed_goes_on_from_its_records(
     folder: Path, cluster: Any
 ) -> None:
-    words = ("sweep", "sweep.yaml", "--quiet", *on_ray(cluster), *GATED)
+    words = ("sweep", "sweep.yaml", "--quiet", *on_ray(cluster), *GATED, plugins)
     driver = subprocess.Popen([sys.executable, ROOT / "bench.py", *words])
     while not waiting(folder):
         time.sleep(0.02)
@@ -381,14 +383,14 @@ def test_a_sweep_whose_driver_is_killed_goes_on_from_its_records(
 
 
 def test_a_cell_that_kills_its_worker_costs_itself_alone(
-    folder: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, cluster: Any, plugins: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("purebench.executors.ray.RETRIES", 0)
-    words = ("--attack", "none", "--defense", "deadly", "prune", "--plugin", "plugins.py")
+    words = ("--attack", "none", "--defense", "exits", "prune", "--plugin", plugins)
     assert sweep(*on_ray(cluster), *words) == FAILED
     found = {record["cell"]["defense"]["name"]: record for record in results(folder).values()}
     assert found["prune"]["status"] == "ok"
-    assert found["deadly"]["error"] == "Ray gave it up: WorkerCrashedError"
+    assert found["exits"]["error"] == "Ray gave it up: WorkerCrashedError"
 
 
 def test_what_keeps_workers_from_working_ends_the_sweep(

@@ -56,7 +56,7 @@ def _end(task: Task, reference: Any, sweep: Sweep, tell: Tell, progress: Progres
     except RayTaskError as error:
         if isinstance(error.cause, UsageError):
             raise error.cause from None
-        raise
+        raise UsageError(f"a worker could not begin: {str(error).splitlines()[-1]}") from error
     except RayError as error:
         progress.say(f"{task.attack}, seed {task.seed}: lost ({type(error).__name__})")
         made = sweep.lost(task, f"Ray gave it up: {type(error).__name__}", tell)
