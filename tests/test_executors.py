@@ -30,7 +30,7 @@ from purebench.progress import Progress
 from purebench.sweep import Order, Sweep, Task, fulfil
 
 ray = pytest.importorskip("ray", reason="pip install 'purebench[ray]'")
-pytest.importorskip("submitit", reason="pip install 'purebench[slurm]'")
+submitit = pytest.importorskip("submitit", reason="pip install 'purebench[slurm]'")
 ROOT = Path(__file__).parent.parent
 fork = multiprocessing.get_context("fork")  # torch is there at once
 
@@ -96,7 +96,12 @@ class Broken(PoisoningAttack):
         raise RuntimeError("no luck")
 """
 
-# Does what sbatch does, but for doing the job: a line a job, for the daemon.
+# What was asked for goes to a queue, a line a job; what came of it is read from a list.
+SACCT = """\
+#!/bin/sh
+echo "JobID|State"
+cat "$SPOOL/ended"
+"""
 SBATCH = """\
 #!/bin/sh
 echo "$1" >> "$SPOOL/queue"
@@ -227,6 +232,9 @@ def serve(spool: Path) -> None:
             job.start()
             job.join()
             os.environ.pop("SLURM_ARRAY_JOB_ID", None)
+            name = f"{done}_{number}" if array else f"{done}"
+            with (spool / "ended").open("a") as ended:
+                print(name, "OUT_OF_MEMORY" if job.exitcode else "COMPLETED", sep="|", file=ended)
 
 
 @pytest.fixture
@@ -234,7 +242,8 @@ def spool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Of a Slurm of one machine: the scripts that it was given."""
     spool = folder / "spool"
     spool.mkdir()
-    programs = {"sbatch": SBATCH, "srun": "", "scancel": "", "sacct": "#!/bin/sh\necho JobID\n"}
+    (spool / "ended").touch()
+    programs = {"sbatch": SBATCH, "srun": "", "scancel": "", "sacct": SACCT}
     for name, text in programs.items():
         (spool / name).write_text(text)
         (spool / name).chmod(0o755)
@@ -242,6 +251,8 @@ def spool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{spool}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setattr("purebench.executors.slurm.POLL_SECONDS", 0.1)
+    watcher = type(submitit.SlurmJob.watcher)(delay_s=0.1)  # that remembers no job of another test
+    monkeypatch.setattr(submitit.SlurmJob, "watcher", watcher)
     daemon = fork.Process(target=serve, args=(spool,))
     daemon.start()
     yield spool
@@ -284,8 +295,6 @@ def test_an_attack_that_fails_is_tried_once(
 def test_what_slurm_loses_is_recorded(
     folder: Path, spool: Path, plugins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sacct = "#!/bin/sh\nprintf 'JobID|State|NodeList\\n1|OUT_OF_MEMORY|\\n2|COMPLETED|\\n'\n"
-    (spool / "sacct").write_text(sacct)
     words = ("--attack", "none", "--defense", "exits", "prune", "--plugin", plugins)
     assert sweep(*SLURM, *words) == FAILED
     assert "1 of 2 cells did not finish" in capsys.readouterr().err
@@ -365,7 +374,7 @@ def test_a_machine_that_is_lost_costs_what_it_was_doing(
 
 
 def test_a_sweep_whose_driver_is_killed_goes_on_from_its_records(
-    folder: Path, cluster: Any
+    folder: Path, cluster: Any, plugins: str
 ) -> None:
     words = ("sweep", "sweep.yaml", "--quiet", *on_ray(cluster), *GATED, plugins)
     driver = subprocess.Popen([sys.executable, ROOT / "bench.py", *words])
