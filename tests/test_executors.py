@@ -253,6 +253,9 @@ def spool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("purebench.executors.slurm.POLL_SECONDS", 0.1)
     watcher = type(submitit.SlurmJob.watcher)(delay_s=0.1)  # that remembers no job of another test
     monkeypatch.setattr(submitit.SlurmJob, "watcher", watcher)
+    monkeypatch.setattr(
+        submitit.SlurmJob, "_results_timeout_s", 0.1
+    )  # no slow folder is waited for
     daemon = fork.Process(target=serve, args=(spool,))
     daemon.start()
     yield spool
@@ -304,6 +307,25 @@ def test_what_slurm_loses_is_recorded(
 
 
 MACHINE = {"num_cpus": 1, "include_dashboard": False}
+
+
+def test_what_slurm_refuses_ends_the_sweep(spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (spool / "sbatch").write_text("#!/bin/sh\necho invalid partition: gpu >&2\nexit 1\n")
+    assert sweep(*SLURM) == USAGE
+    error = capsys.readouterr().err
+    assert "sbatch refuses: " in error
+    assert "invalid partition: gpu" in error
+
+
+def test_arrays_are_no_longer_than_slurm_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from purebench.executors.slurm import _arrays
+
+    def victim(count: int) -> Task:
+        return Task("blend", 0, (0,), (Path("record"),) * count, "attack")
+
+    monkeypatch.setattr("purebench.executors.slurm.ARRAY", 5)
+    counts = [[len(task.records) for task in array] for array in _arrays(map(victim, [2, 3, 1, 9]))]
+    assert counts == [[2, 3], [1], [9]]
 
 
 @pytest.fixture(scope="module")

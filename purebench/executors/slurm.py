@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import DelayedSubmission
 
 from ..errors import UsageError
@@ -96,7 +97,10 @@ def _arrays(tasks: Iterable[Task]) -> Iterator[list[Task]]:
 
 
 def _submit(queue: Any, sweep: Sweep, tasks: Sequence[Task]) -> list[Any]:
-    jobs: list[Any] = queue.map_array(_Job(), [sweep.order(task) for task in tasks])
+    try:
+        jobs: list[Any] = queue.map_array(_Job(), [sweep.order(task) for task in tasks])
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UsageError(f"sbatch refuses: {error}") from error
     return jobs
 
 
