@@ -83,17 +83,23 @@ class Grid:
         return statistics.fmean(row.asr) if row and row.asr else None
 
 
-def grid(board: Board) -> Grid | None:
-    """Attack x defense, in the order of the board's table; None for fewer than two attacks."""
-    tables = [table for table in board.tables if table.kind == "attack"]
+def grid(board: Board, condition: Table) -> Grid | None:
+    """Attack x defense, in the order of the condition's table; None for fewer than two attacks.
+
+    Attacks go without their settings where one name stands for one attack.
+    """
+    wanted = set(condition.attacks)
+    tables = [table for table in board.tables if table.attack in wanted]
     if len(tables) < 2:
         return None
     met = [{row.defense: row for row in table.rows} for table in tables]
-    defenses = list(dict.fromkeys(row.defense for row in board.overall.rows))
-    defenses += sorted({name for rows in met for name in rows} - set(defenses))
+    names = [table.attack.partition(" (")[0] for table in tables]
+    if len(set(names)) < len(names):
+        names = [table.attack for table in tables]
+    defenses = tuple(row.defense for row in condition.rows)
     return Grid(
-        tuple(defenses),
-        tuple(table.attack for table in tables),
+        defenses,
+        tuple(names),
         tuple(tuple(rows.get(defense) for rows in met) for defense in defenses),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from purebench.storage import need_writable, write_atomic
 
 from .charts import Grid, grid, points, square
 from .plot import LETTERS, RankDiagram, Scatter, rank_diagram, scatter, short, text_width
-from .rows import boards
+from .rows import Board, Table, boards
 
 ENDINGS = ("pdf", "svg", "png")
 COLUMN = 3.4  # inches: one column of a two-column paper
@@ -52,24 +52,32 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     need_writable(folder)
     written = []
     for index, board in enumerate(boards(records), start=1):
-        main = board.overall
         name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{board.dataset}-{board.model}").strip("-")[:60]
-        stem = folder / f"{index:02d}-{name}"
-        drawings: list[tuple[str, Callable[[Any], None], tuple[float, float]]] = []
-        if found := scatter(points(main)):
-            drawings.append(("scatter", partial(_scatter, chart=found), _size(found)))
-        if chart := grid(board):
-            drawings.append(("asr", partial(_heat, chart=chart), _heat_size(chart)))
-        if main.ranking:
-            ranks = rank_diagram(main.ranking)
-            drawings.append(("ranks", partial(_ranks, chart=ranks), _size(ranks)))
-        with matplotlib.rc_context(_STYLE):
-            for kind, paint, size in drawings:
-                written += _save(paint, size, stem.with_name(f"{stem.name}-{kind}"))
+        for table in board.conditions:
+            rate = re.sub(r"[^0-9a-z.]+", "-", table.attack.removeprefix("mean"))
+            rate = rate.rstrip("-") if len(board.conditions) > 1 else ""
+            stem = folder / f"{index:02d}-{name}{rate}"
+            with matplotlib.rc_context(_STYLE):
+                for kind, paint, size in _drawings(board, table):
+                    written += _save(paint, size, stem.with_name(f"{stem.name}-{kind}"))
     return written
 
 
-def _save(paint: Callable[[Any], None], size: tuple[float, float], stem: Path) -> list[Path]:
+Paint = Callable[[Any], None]
+
+
+def _drawings(board: Board, table: Table) -> Iterator[tuple[str, Paint, tuple[float, float]]]:
+    """Kind of drawing, what draws it on axes, width and height in inches."""
+    if found := scatter(points(table)):
+        yield "scatter", partial(_scatter, chart=found), _size(found)
+    if chart := grid(board, table):
+        yield "asr", partial(_heat, chart=chart), _heat_size(chart)
+    if table.ranking:
+        ranks = rank_diagram(table.ranking)
+        yield "ranks", partial(_ranks, chart=ranks), _size(ranks)
+
+
+def _save(paint: Paint, size: tuple[float, float], stem: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -174,22 +182,20 @@ def _heat(axes: Any, chart: Grid) -> None:
         for defense in range(len(chart.defenses))
     ]
     values = [[float("nan") if share is None else share for share in line] for line in shares]
-    axes.imshow(values, SHADES, vmin=0, vmax=1, aspect="auto")
+    axes.pcolormesh(values, cmap=SHADES, vmin=0, vmax=1, edgecolor="white", linewidth=1)
+    axes.invert_yaxis()
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
             ink = "white" if share is not None and share >= 0.6 else _INK
             row = chart.rows[y][x]
             text = ("–" if share is None else square(share)) + ("†" if row and row.remarks else "")
-            axes.text(x, y, text, ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(chart.attacks)), [short(name) for name in chart.attacks])
-    axes.set_yticks(range(len(chart.defenses)), [short(name) for name in chart.defenses])
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink)
+    for set_ticks, names in ((axes.set_xticks, chart.attacks), (axes.set_yticks, chart.defenses)):
+        set_ticks([at + 0.5 for at in range(len(names))], [short(name) for name in names])
     for label in axes.get_xticklabels():
         label.set(rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_xticks([at - 0.5 for at in range(1, len(chart.attacks))], minor=True)
-    axes.set_yticks([at - 0.5 for at in range(1, len(chart.defenses))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
     remarked = any(row and row.remarks for line in chart.rows for row in line)
     told = " († weak, failed or skipped)" if remarked else ""
     axes.set_title(f"ASR % ↓ after each defense{told}", fontsize=_POINTS, loc="left")
-    axes.tick_params(which="both", length=0)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -6,9 +6,9 @@ import base64
 import hashlib
 import os
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,14 +20,13 @@ from purebench.storage import need_writable, sha256, write_atomic
 from . import plot
 from .charts import grid, points, square
 from .intervals import Interval
-from .rows import Board, Row, Table, boards
+from .rows import Board, Kind, Row, Table, boards
 from .table import (
     DEFENSE,
+    LINE,
     REMARKS,
     Column,
     columns,
-    csv_text,
-    latex_text,
     notes,
     outstanding,
     plain,
@@ -35,6 +34,7 @@ from .table import (
 
 REMEDY = "pip install 'purebench[page]'"
 
+_LONGEST = 80  # letters of a name or remark
 _SHADES = 10  # of the heat map, in page.css
 # columns whose text elsewhere has no room for a unit
 _UNITS = {"benign_count": "images ↓", "n": "seeds", "rank": "mean ↓", "seconds": "wall ↓"}
@@ -45,30 +45,40 @@ _MEASURES = {"psnr": ("PSNR", " dB"), "ssim": ("SSIM", ""), "linf": ("L∞", "")
 class Entry:
     """A cell of a table.
 
-    sort: what the column is sorted by; empty for what is missing. best: leads beyond the spread.
+    spaced: others of its column have a deviation. best: leads beyond the spread.
     """
 
     text: str
     deviation: str = ""
     interval: str = ""
-    sort: str = ""
+    spaced: bool = False
     best: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: a defense. records: (what, address) of each."""
+    """A row of a table: a defense.
+
+    records: their addresses, "HEAD SEED-FINGERPRINT ...", for every HEAD after a "|"; the script
+        puts the sheet's base before HEAD, and links to HEAD-sSEED-FINGERPRINT.json.
+    """
 
     row: Row
     entries: tuple[Entry, ...]
-    records: tuple[tuple[str, str], ...]
+    records: str
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table. groups: rows above the line, rows below it, rows without numbers."""
+    """A table.
+
+    base: what all addresses of its records begin with. groups: rows above the line, rows below
+    it, rows without numbers.
+    """
 
     table: Table
+    anchor: str
+    base: str
     columns: tuple[Column, ...]
     groups: tuple[tuple[Line, ...], ...]
     notes: tuple[str, ...]
@@ -77,25 +87,36 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Square:
-    """A cell of the heat map. shade: 0 the lowest ASR, -1 none. remark: what its table says."""
+    """A cell of the heat map. shade: 0 the lowest ASR, -1 none."""
 
     text: str
     shade: int
-    remark: str
+    remarked: bool
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A mean over attacks at one poison rate, drawn. over: anchors of these attacks' sheets."""
+
+    name: str
+    sheet: Sheet
+    over: str
+    scatter: plot.Scatter | None
+    ranks: plot.RankDiagram | None
+    heat: tuple[tuple[str, ...], tuple[tuple[str, tuple[Square, ...]], ...]] | None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A board. downloads: (label, file name, data: address)."""
+    """A board. sheets: of attacks, then of the control. citation: data: address of its BibTeX."""
 
     board: Board
     anchor: str
+    stem: str
     subtitle: str
+    conditions: tuple[Condition, ...]
     sheets: tuple[Sheet, ...]
-    scatter: plot.Scatter | None
-    ranks: plot.RankDiagram | None
-    heat: tuple[tuple[str, ...], tuple[tuple[str, tuple[Square, ...]], ...]] | None
-    downloads: tuple[tuple[str, str, str], ...]
+    citation: str
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,10 @@ class Picture:
 
 
 def links(folders: Iterable[Path], page: Path) -> dict[str, str]:
-    """Fingerprint of a record -> its address, relative to the page."""
+    """Fingerprint of a record -> its address, relative to the page.
+
+    Of files that are named as runs and boards name them: "...-sSEED-FINGERPRINT.json".
+    """
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
@@ -188,6 +212,8 @@ def render(
         sections=[_section(board, index, addresses or {}) for index, board in enumerate(found)],
         gallery=gallery,
         units=_UNITS,
+        below=LINE,
+        linked=bool(addresses),
         record_count=len(records),
         protocol=records[0].protocol if records else "",
     )
@@ -199,28 +225,32 @@ def _clean(value: Any) -> Any:
 
 
 def _section(board: Board, index: int, addresses: Mapping[str, str]) -> Section:
-    main = board.overall
-    rest = [table for table in board.tables if table is not main]
+    anchor = f"board-{index + 1}"
+    shown = board.conditions
+    rest = [table for table in board.tables if all(table is not main for main in shown)]
     rest.sort(key=lambda table: table.kind == "control")
+    sheets = [_sheet(t, f"{anchor}-{n}", addresses) for n, t in enumerate((*shown, *rest))]
+    anchors = {sheet.table.attack: sheet.anchor for sheet in sheets}
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{board.dataset}-{board.model}-{board.setting}")
     stem = stem.replace("-benign", "").strip("-")[:80]
-    texts = (
-        ("CSV", "csv", "text/csv", csv_text(board.tables)),
-        ("LaTeX", "tex", "text/plain", latex_text(board.tables)),
-        ("BibTeX", "bib", "text/plain", bibtex(board, stem)),
-    )
     return Section(
         board,
-        f"board-{index + 1}",
+        anchor,
+        stem,
         _subtitle(board),
-        tuple(_sheet(table, addresses) for table in (main, *rest)),
-        plot.scatter(points(main)),
-        plot.rank_diagram(main.ranking) if main.ranking else None,
-        _heat(board),
         tuple(
-            (label, f"{stem}.{ending}", _data(kind, text.encode(errors="replace")))
-            for label, ending, kind, text in texts
+            Condition(
+                table.attack.removeprefix("mean ").strip("()"),
+                sheet,
+                " ".join(anchors[attack] for attack in table.attacks),
+                plot.scatter(points(table)),
+                plot.rank_diagram(table.ranking) if table.ranking else None,
+                _heat(board, table),
+            )
+            for table, sheet in zip(shown, sheets, strict=False)
         ),
+        tuple(sheets[len(shown) :]),
+        _data("text/plain", bibtex(board, stem).encode(errors="replace")),
     )
 
 
@@ -242,22 +272,28 @@ def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _sheet(table: Table, addresses: Mapping[str, str]) -> Sheet:
-    # intervals stand under their means: a page has room for them everywhere
-    shown = tuple(
-        column
-        for column in columns(table)
-        if column.name != "interval" and any(column.text(row).strip("–") for row in table.rows)
-    )
+def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
+    shown = tuple(column for column in columns(table) if _tells(column, table))
     best = {column: outstanding(table, column) for column in shown}
-    groups: dict[int, list[Line]] = {1: [], 2: [], 3: []}
+    spaced = {c for c in shown if any(" ± " in c.text(row) for row in table.rows)}
+    heads: list[dict[str, list[str]]] = []
     for row in table.rows:
-        entries = tuple(_entry(column, row, best[column] is row) for column in shown)
-        groups[max(row.group, 1)].append(Line(row, entries, _addresses(table, row, addresses)))
+        heads.append(_heads(row, addresses) if table.kind != "mean" else {})
+    base = _beginning([head for found in heads for head in found])
+    groups: dict[int, list[Line]] = {1: [], 2: [], 3: []}
+    for row, found in zip(table.rows, heads, strict=True):
+        entries = tuple(
+            _entry(column, row, best[column] is row, column in spaced, table.kind)
+            for column in shown
+        )
+        places = [" ".join([head[len(base) :], *tails]) for head, tails in found.items()]
+        groups[max(row.group, 1)].append(Line(row, entries, "|".join(places)))
     told = (f"{_MEASURES[key][0]} {table.stealth[key]:.3g}{_MEASURES[key][1]}"
             for key in _MEASURES if key in table.stealth)  # fmt: skip
     return Sheet(
         table,
+        anchor,
+        base,
         shown,
         tuple(tuple(groups[group]) for group in (1, 2, 3)),
         tuple(notes(table)),
@@ -265,19 +301,29 @@ def _sheet(table: Table, addresses: Mapping[str, str]) -> Sheet:
     )
 
 
-def _entry(column: Column, row: Row, best: bool) -> Entry:
+def _tells(column: Column, table: Table) -> bool:
+    """Whether a page needs the column: intervals stand under their means, and what the subtitle
+    says for all rows is not said again."""
+    texts = {column.text(row) for row in table.rows}
+    if column.name in ("benign_count", "n"):
+        return len(texts) > 1
+    return column.name != "interval" and any(text.strip("–") for text in texts)
+
+
+def _entry(column: Column, row: Row, best: bool, spaced: bool, kind: Kind) -> Entry:
     text = column.text(row)
     if column in (DEFENSE, REMARKS):
-        return Entry(text, sort=text)
-    values = column.values(row)
+        return Entry(_cut(text))
     mean, _, deviation = text.replace("-", "−").partition(" ± ")
-    return Entry(
-        mean,
-        deviation,
-        _interval(row.intervals.get(column.name), column),
-        f"{statistics.fmean(values):.9g}" if values else "",
-        best,
-    )
+    # of one attack over seeds, it follows from the deviation
+    between = row.intervals.get(column.name) if kind == "mean" or not deviation else None
+    return Entry(mean, deviation, _interval(between, column), spaced, best)
+
+
+def _cut(text: str) -> str:
+    """What is too long for a cell; the records have it whole."""
+    text = plain(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _interval(between: Interval | None, column: Column) -> str:
@@ -286,20 +332,27 @@ def _interval(between: Interval | None, column: Column) -> str:
     return f"{100 * between[0]:.2f} – {100 * between[1]:.2f}".replace("-", "−")
 
 
-def _addresses(table: Table, row: Row, addresses: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    found = []
+def _beginning(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in alike)
+
+
+def _heads(row: Row, addresses: Mapping[str, str]) -> dict[str, list[str]]:
+    """Address of a record up to its seed -> seed and fingerprint of each that begins so."""
+    found: dict[str, list[str]] = {}
     for record in row.records:
-        attack = f"{record.cell.attack['name']}, " if table.kind == "mean" else ""
-        address = addresses.get(record.fingerprint)
-        if address:
-            found.append((f"{attack}seed {record.cell.seed}", address))
-    return tuple(found)
+        tail = f"{record.cell.seed}-{record.fingerprint}"
+        head, ending, rest = addresses.get(record.fingerprint, "").rpartition(f"-s{tail}.json")
+        if ending and not rest:
+            found.setdefault(head, []).append(tail)
+    return found
 
 
 def _heat(
-    board: Board,
+    board: Board, condition: Table
 ) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Square, ...]], ...]] | None:
-    chart = grid(board)
+    chart = grid(board, condition)
     if chart is None:
         return None
     lines = []
@@ -307,14 +360,11 @@ def _heat(
         squares = []
         for a, row in enumerate(chart.rows[d]):
             asr = chart.asr(d, a)
-            remark = "; ".join(row.remarks) if row else ""
-            if asr is None:
-                squares.append(Square("–", -1, remark))
-            else:
-                shade = min(int(asr * _SHADES), _SHADES - 1)
-                squares.append(Square(square(asr), shade, remark))
-        lines.append((defense, tuple(squares)))
-    return chart.attacks, tuple(lines)
+            shade = -1 if asr is None else min(int(asr * _SHADES), _SHADES - 1)
+            text = "–" if asr is None else square(asr)
+            squares.append(Square(text, shade, bool(row and row.remarks)))
+        lines.append((_cut(defense), tuple(squares)))
+    return tuple(_cut(attack) for attack in chart.attacks), tuple(lines)
 
 
 def bibtex(board: Board, key: str) -> str:

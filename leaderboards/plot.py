@@ -173,7 +173,8 @@ def _offers(x: float, y: float, wide: float) -> Iterator[tuple[float, float, boo
 
 @dataclass(frozen=True)
 class Bar:
-    name: str
+    """rank: mean rank; at, low, high: where it and its bar's ends lie."""
+
     short: str
     y: float
     rank: float
@@ -206,10 +207,10 @@ def rank_diagram(ranking: Ranking) -> RankDiagram:
         return round(names + 10 + (rank - first) / (last - first) * (width - names - 26), 1)
 
     bars = (
-        Bar(name, short(name), 14 + 22 * index, rank, x(rank), x(low), x(high))
+        Bar(short(name), 14 + 22 * index, rank, x(rank), x(low), x(high))
         for index, (name, rank, low, high) in enumerate(found)
     )
-    whole = [tick for tick in ticks(1, len(found), 8) if tick == int(tick)]
+    whole = [1.0, *(tick for tick in ticks(2, len(found), 8) if tick == int(tick))]
     return RankDiagram(
         width,
         axis + 40,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -83,7 +83,8 @@ class Row:
 class Table:
     """One attack (or none, the control) or the mean over attacks; rows best first.
 
-    attack: as tables call it. stealth: what the trigger does to images, mean over victims.
+    attack: as tables call it. attacks: those that a mean is over, by the same names.
+    stealth: what the trigger does to images, mean over victims.
     shown: the columns wanted, as fields of a row; empty: whatever there is.
     """
 
@@ -92,6 +93,7 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     ranking: Ranking | None = None
+    attacks: tuple[str, ...] = ()
     stealth: Mapping[str, float] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
 
@@ -122,10 +124,10 @@ class Board:
         return _tables(self)
 
     @property
-    def overall(self) -> Table:
-        """What stands for the board: the first mean, else the first attack."""
-        kinds: tuple[Kind, ...] = ("mean", "attack", "control")
-        return min(self.tables, key=lambda table: kinds.index(table.kind))
+    def conditions(self) -> tuple[Table, ...]:
+        """What stands for the board: its means, one a poison rate; else its first attack."""
+        means = tuple(table for table in self.tables if table.kind == "mean")
+        return means or (min(self.tables, key=lambda table: table.kind == "control"),)
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
@@ -240,10 +242,11 @@ def _is_control(met: Mapping[str, Sequence[Record]]) -> bool:
 
 
 def _means(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, list[str]]:
-    """Label of a mean -> its attacks: one mean a poison rate, where an attack has several.
+    """Label of a mean -> its attacks: one mean a poison rate, where attacks have several.
 
-    A mean over two rates of one attack would count that attack twice. What has a rate of its own
-    (adaptive_blend, clean-label attacks) is part of each.
+    A mean over two rates of one attack would count that attack twice. A rate that fewer than half
+    of these attacks have is an attack's own (adaptive_blend, clean-label attacks): it stands in
+    for the rates that this attack was not run at.
     """
     rates: dict[str, set[float]] = defaultdict(set)
     own = {}
@@ -251,17 +254,17 @@ def _means(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, l
         cell = next(iter(met.values()))[0].cell
         own[label] = cell.attack["name"], cell.poison_rate
         rates[own[label][0]].add(own[label][1])
-    several = sorted({rate for found in rates.values() if len(found) > 1 for rate in found})
-    means = {"mean": list(attacks)}
-    if several:
-        means = {
-            f"mean (rate={rate:g})": [
-                label
-                for label, (name, own_rate) in own.items()
-                if len(rates[name]) == 1 or own_rate == rate
-            ]
-            for rate in several
-        }
+    several = [found for found in rates.values() if len(found) > 1]
+    shares = Counter(rate for found in several for rate in found)
+    common = {rate for rate, count in shares.items() if 2 * count >= len(several)}
+    if not common:
+        return {"mean": list(attacks)} if len(attacks) > 1 else {}
+    means: dict[str, list[str]] = defaultdict(list)
+    for rate in sorted(common):
+        for label, (name, own_rate) in own.items():
+            stand_ins = {rate} & rates[name] or rates[name] - common or rates[name]
+            if stand_ins == {own_rate}:
+                means[f"mean (rate={rate:g})"].append(label)
     return {label: names for label, names in means.items() if len(names) > 1}
 
 
@@ -321,8 +324,10 @@ def _mean_table(
             )
         )
     records = [record for found in by_defense.values() for record in found]
-    title = _title(board, f"mean over {', '.join(sorted(attacks))}", records)
-    return Table("mean", label, title, _sorted(made), ranking)
+    rate = label.removeprefix("mean")
+    names = ", ".join(sorted(name.removesuffix(rate) for name in attacks))
+    title = _title(board, f"{label} over {names}", records)
+    return Table("mean", label, title, _sorted(made), ranking, tuple(attacks))
 
 
 def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:

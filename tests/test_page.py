@@ -11,15 +11,17 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import import_module
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
+from benchmarks import leaderboard
 from purebench.cli import OK, USAGE, main
 from purebench.evaluate import Scores
 from purebench.record import Cell, Record, read_records
@@ -30,7 +32,6 @@ page: Any = import_module("purebench.leaderboards.page")
 charts: Any = import_module("purebench.leaderboards.charts")
 plot: Any = import_module("purebench.leaderboards.plot")
 rows: Any = import_module("purebench.leaderboards.rows")
-table: Any = import_module("purebench.leaderboards.table")
 
 PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "mnist-lenet"
 PNG = base64.b64decode(
@@ -100,12 +101,12 @@ HOSTILE = board(
 
 
 class Elements(HTMLParser):
-    """(tag, attributes) of every element, and the text in ``script`` and ``style``."""
+    """(tag, attributes) of every element, and the texts that each tag is followed by."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.inside: dict[str, str] = {}
+        self.inside: dict[str, list[str]] = {}
         self._open = ""
         self.feed(text)
 
@@ -114,8 +115,8 @@ class Elements(HTMLParser):
         self._open = tag
 
     def handle_data(self, data: str) -> None:
-        if self._open in ("script", "style"):
-            self.inside[self._open] = self.inside.get(self._open, "") + data
+        if self._open:
+            self.inside.setdefault(self._open, []).append(data)
 
     def handle_endtag(self, tag: str) -> None:
         self._open = ""
@@ -134,24 +135,25 @@ def elements(text: str) -> Elements:
 def test_the_front_holds_who_is_beaten_by_nobody() -> None:
     """`mid` loses to `best` in both; the undefended network does not compete."""
     (made,) = rows.boards(SOUND)
-    found = {point.defense: point.on_front for point in charts.points(made.overall)}
+    found = {point.defense: point.on_front for point in charts.points(made.conditions[0])}
     assert found == {"none": False, "mid": False, "best": True, "even": True, "dear": True}
 
 
 def test_who_met_fewer_attacks_is_not_on_the_front() -> None:
     partial = [record("blend", "partial", 90, 0, seed=seed) for seed in range(3)]
     (made,) = rows.boards([*SOUND, *partial])
-    (point,) = [point for point in charts.points(made.overall) if point.defense == "partial"]
+    (point,) = [point for point in charts.points(made.conditions[0]) if point.defense == "partial"]
     assert (point.whole, point.on_front) == (False, False)
 
 
 def test_the_grid_has_holes_where_nothing_ran() -> None:
     (made,) = rows.boards([*SOUND, record("blend", "partial", 90, 40)])
-    grid = charts.grid(made)
+    grid = charts.grid(made, made.conditions[0])
     assert grid.attacks == ("badnets", "blend")
     at = grid.defenses.index("partial")
     assert [grid.asr(at, attack) for attack in range(2)] == [None, 0.4]
-    assert charts.grid(rows.boards([record("blend", "prune", 90, 4)])[0]) is None
+    (single,) = rows.boards([record("blend", "prune", 90, 4)])
+    assert charts.grid(single, single.conditions[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 def test_labels_meet_neither_each_other_nor_a_mark() -> None:
     crowd = {f"defense_{i:02d}": (86 + i % 5, i % 7) for i in range(20)}
     (made,) = rows.boards(board(crowd, ("badnets", "blend")))
-    chart = plot.scatter(charts.points(made.overall))
+    chart = plot.scatter(charts.points(made.conditions[0]))
     labels = [mark.label for mark in chart.marks if mark.label]
     boxes = [plot.Box(at.x, at.y - 10, at.x + plot.text_width(at.text), at.y + 3) for at in labels]
     assert len(boxes) >= 10
@@ -183,8 +185,9 @@ def test_labels_meet_neither_each_other_nor_a_mark() -> None:
 
 def test_rank_bars_overlap_where_ranks_are_closer_than_the_critical_difference() -> None:
     (made,) = rows.boards(SOUND)
-    bars = plot.rank_diagram(made.overall.ranking).bars
-    gap = made.overall.ranking.critical_difference
+    ranking = made.conditions[0].ranking
+    bars = plot.rank_diagram(ranking).bars
+    gap = ranking.critical_difference
     for one, other in pairwise(bars):
         assert (one.high >= other.low) == (other.rank - one.rank <= gap)
 
@@ -205,7 +208,9 @@ def test_the_policy_allows_our_style_and_script_alone() -> None:
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe" not in policy
     for kind in ("style", "script"):
-        digest = base64.b64encode(hashlib.sha256(found.inside[kind].encode()).digest()).decode()
+        digest = base64.b64encode(
+            hashlib.sha256("".join(found.inside[kind]).encode()).digest()
+        ).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
     assert not any("style" in attributes for _, attributes in found.found)
     assert not any(name.startswith("on") for _, attributes in found.found for name in attributes)
@@ -222,10 +227,11 @@ def test_hostile_names_are_text() -> None:
     found = elements(page.render(HOSTILE))
     assert len(found.all("script")) == 1
     assert not found.all("img")
-    names = {at["data-name"] for at in found.all("tr") if "data-name" in at}
+    names = set(found.inside["th"])
     assert EVIL[0] in names
     assert "{{ 7 * 7 }} javascript:alert(1)" in names
-    assert not any(char in name for name in names if name for char in "\u202e\ud800")
+    assert "x" * 79 + "…" in names
+    assert not any(char in name for name in names for char in "\u202e\ud800")
 
 
 def test_it_reads_without_javascript() -> None:
@@ -233,33 +239,52 @@ def test_it_reads_without_javascript() -> None:
     text = page.render(SOUND)
     found = elements(text)
     assert all("hidden" in label for label in found.all("label"))
-    assert [button.get("id") for button in found.all("button") if "hidden" in button] == ["theme"]
+    assert all("hidden" in button for button in found.all("button"))
+    assert all(not column.startswith("button") for column in found.inside["th"])
     assert "86.00" in text
     assert "below this line" in text
 
 
 def test_every_column_has_a_unit_or_a_direction() -> None:
-    heads = re.findall(r'<button type="button">(.*?)</button></th>', page.render(SOUND))
-    assert {head for head in heads if "unit" not in head} <= {"defense", "remarks"}
-    assert 'ASR <span class="unit">% ↓</span>' in heads
-    assert 'benign <span class="unit">images ↓</span>' in heads
+    fewer = [record("blend", "fewer", 90, 0, benign_count=300)]
+    (first, *_) = re.findall(r"<thead><tr>(.*?)</thead>", page.render([*SOUND, *fewer]))
+    heads = re.split("<th(?: class=.*?)?>", first)[1:]
+    assert {head for head in heads if "<small>" not in head} <= {"defense", "remarks"}
+    assert {"ASR <small>% ↓</small>", "benign <small>images ↓</small>"} < set(heads)
 
 
-def test_downloads_hold_the_tables() -> None:
-    found = elements(page.render(SOUND)).all("a")
-    files = {
-        at["download"]: base64.b64decode((at["href"] or "").partition("base64,")[2]).decode()
-        for at in found
-        if "download" in at
-    }
+def test_what_is_the_same_in_all_rows_has_no_column() -> None:
+    text = page.render(SOUND)
+    assert "5\u00a0% benign (3,000 images)" in text
+    assert "<th>benign" not in text
+
+
+def test_the_citation_is_a_file() -> None:
+    (place,) = [at for at in elements(page.render(SOUND)).all("a") if "download" in at]
     stem = "shapes-small_cnn-5"
-    assert set(files) == {f"{stem}.csv", f"{stem}.tex", f"{stem}.bib"}
-    assert files[f"{stem}.csv"] == table.as_csv(SOUND)
-    assert len(list(csv.DictReader(io.StringIO(files[f"{stem}.csv"])))) == 20
-    assert files[f"{stem}.tex"] == table.latex(SOUND)
-    assert files[f"{stem}.bib"].startswith(f"@misc{{purebench-{stem},\n  title = ")
-    assert "5 \\% benign" in files[f"{stem}.bib"]
-    assert f"{len(SOUND)} records" in files[f"{stem}.bib"]
+    assert place["download"] == f"{stem}.bib"
+    text = base64.b64decode((place["href"] or "").partition("base64,")[2]).decode()
+    assert text.startswith(f"@misc{{purebench-{stem},\n  title = ")
+    assert "5 \\% benign" in text
+    assert f"{len(SOUND)} records" in text
+
+
+def test_each_condition_has_its_table_and_a_place_in_the_index() -> None:
+    """Two poison rates, two benign shares."""
+    settings = [(rate, share) for rate in (0.1, 0.01) for share in (0.05, 0.01)]
+    records = [
+        replace(r, cell=replace(r.cell, poison_rate=rate, benign_fraction=share))
+        for rate, share in settings
+        for r in board({"none": (90, 100), "best": (89, 3)}, ("badnets", "blend"))
+    ]
+    found = elements(page.render(records))
+    means = [at["id"] for at in found.all("table") if "data-over" in at]
+    index = [(at["href"] or "")[1:] for at in found.all("a") if "href" in at]
+    assert len(means) == 4
+    assert {f"{name}-of" for name in means} < set(index)
+    assert found.inside["h3"].count("rate=0.01") == 2
+    assert len([at for at in found.all("table") if at["class"] == "heat"]) == 4
+    assert "badnets" in found.inside["span"]
 
 
 def test_a_citation_names_exactly_these_records() -> None:
@@ -284,16 +309,47 @@ def test_a_picture_is_embedded(tmp_path: Path) -> None:
 # --- the published records ----------------------------------------------------------------------
 
 
+def linked(text: str) -> list[str]:
+    """Addresses that the script makes of what tables and rows hold."""
+    found, base = [], ""
+    for tag, at in elements(text).found:
+        base = (at.get("data-base") or "") if tag == "table" else base
+        for group in (at.get("data-at") or "").split("|") if "data-at" in at else ():
+            head, *tails = group.split(" ")
+            found += [f"{base}{head}-s{tail}.json" for tail in tails]
+    return found
+
+
 def test_the_published_page_is_small_and_its_links_lead_to_records(tmp_path: Path) -> None:
     file = tmp_path / "site" / "index.html"
     assert main(["leaderboard", str(PUBLISHED), "--page", str(file)]) == OK
     content = file.read_bytes()
-    assert len(content) < 300_000
-    places = [at["href"] or "" for at in elements(content.decode()).all("a")]
-    linked = {unquote(place) for place in places if place.endswith(".json")}
-    assert len(linked) == len(read_records([PUBLISHED]))
-    assert not any(place.startswith("/") for place in linked)
-    assert all((file.parent / place).resolve().is_file() for place in linked)
+    assert len(content) < 100_000
+    places = {unquote(place) for place in linked(content.decode())}
+    assert len(places) == len(read_records([PUBLISHED]))
+    assert not any(place.startswith("/") for place in places)
+    assert all((file.parent / place).resolve().is_file() for place in places)
+
+
+def test_many_records_make_a_page_of_300_kilobytes() -> None:
+    """15 attacks x 25 defenses x 3 seeds x 2 poison rates, and the undefended and the control."""
+    many = list(islice(leaderboard.synthetic(benign=(0.05,)), 31 * 26 * 3))
+    (made,) = rows.boards(many)
+    assert len(made.conditions) == 2
+    addresses = {found.fingerprint: f"records/{leaderboard.file_name(found)}" for found in many}
+    text = page.render(many, addresses)
+    assert len(linked(text)) == len(many) == 2418
+    assert len(text.encode()) < 300_000
+
+
+def test_records_of_two_folders_are_told_apart() -> None:
+    records = [record("blend", "prune", 90, 4, seed=seed) for seed in range(2)]
+    places = [
+        f"{folder}/prune-s{found.cell.seed}-{found.fingerprint}.json"
+        for folder, found in zip(("a", "b"), records, strict=True)
+    ]
+    given = dict(zip((found.fingerprint for found in records), places, strict=True))
+    assert linked(page.render(records, given)) == places
 
 
 def test_triggers_need_a_page(capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,8 +402,8 @@ def opened(browser: Any, folder: Path, records: list[Record], **more: Any) -> Pa
 
 def names(browser: Any) -> list[str]:
     """Defenses of the first table, as they stand, those hidden left out."""
-    script = """return [...document.querySelector(".sheet").querySelectorAll("tr[data-name]")]
-        .filter(row => row.getClientRects().length).map(row => row.dataset.name)"""
+    script = """return [...document.querySelector(".sheet").querySelectorAll("tbody:not(.line) tr")]
+        .filter(row => row.getClientRects().length).map(row => row.cells[0].textContent)"""
     found: list[str] = browser.execute_script(script)
     return found
 
@@ -398,6 +454,46 @@ def test_it_has_a_dark_side(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script(colour) != before
     browser.find_element("id", "theme").click()
     assert browser.execute_script(colour) == before
+
+
+def test_rows_link_to_their_records(browser: Any, tmp_path: Path) -> None:
+    """In a mean's row, to those of every attack."""
+    addresses = {found.fingerprint: f"r/x-s{found.cell.seed}-{found.fingerprint}.json"
+                 for found in SOUND}  # fmt: skip
+    file = opened(browser, tmp_path, SOUND, addresses=addresses)
+    script = """const row = arguments[0] === "mean" ? document.querySelector(".sheet tbody tr")
+            : document.querySelector("details.attack .sheet tbody tr");
+        const details = row.querySelector("details");
+        if (details) { details.open = true; details.dispatchEvent(new Event("toggle")); }
+        return [...row.querySelectorAll("a")].map(link => [link.textContent, link.href])"""
+    undefended = [found for found in SOUND if found.cell.defense["name"] == "none"]
+    for table, attacks in (("attack", ["badnets"]), ("mean", ["badnets", "blend"])):
+        expected = [
+            [str(r.cell.seed), (file.parent / addresses[r.fingerprint]).as_uri()]
+            for r in undefended
+            if r.cell.attack["name"] in attacks
+        ]
+        assert browser.execute_script(script, table) == expected
+
+
+def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+    opened(browser, tmp_path, HOSTILE[:3] + SOUND)
+    browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=csv]").click()
+    browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=tex]").click()
+    stem = tmp_path / "shapes-small_cnn-5"
+    files = [stem.with_name(f"{stem.name}{ending}") for ending in (".csv", ".tex")]
+    wait: Any = import_module("selenium.webdriver.support.ui").WebDriverWait
+    wait(browser, 60).until(lambda _: all(file.is_file() for file in files))
+    lines = list(csv.DictReader(io.StringIO(files[0].read_text("utf-8"))))
+    assert len(lines) == 4 * 5
+    (line,) = [row for row in lines if "mean over" in row["table"] and row["defense"] == "best"]
+    assert (line["ACC % ↑"], line["ASR % ↓"]) == ("89.00", "3.00")
+    latex = files[1].read_text("utf-8")
+    assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 4
+    assert "small\\_cnn" in latex
+    assert "best & 89.00 $\\pm$ 0.00" in latex
 
 
 @pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])

@@ -217,11 +217,30 @@ def test_poison_rates_have_tables_and_means_of_their_own() -> None:
     assert set(found) - set(tables(rates)) == {"scarce", "mean (rate=0.01)", "mean (rate=0.1)"}
     for label in ("mean (rate=0.01)", "mean (rate=0.1)"):
         assert found[label].rows[0].asr == (pytest.approx((0.1 + 0.9) / 2),)
-        assert "mean over blend (rate=" in found[label].title
+        assert f"{label} over blend, scarce" in found[label].title
     assert [chosen.attack for chosen in found.values() if chosen.chosen(["mean"])] == [
         "mean (rate=0.01)",
         "mean (rate=0.1)",
     ]
+
+
+def test_an_attack_s_own_rate_stands_in_for_one_it_was_not_run_at() -> None:
+    """Most run at .1 and .01, `stealthy` at .003 and .01: .003 is no condition of its own."""
+    common = [
+        with_cell(record(attack, "prune", scores(80, asr)), poison_rate=rate)
+        for attack in ("blend", "wanet", "sig")
+        for rate, asr in ((0.1, 30), (0.01, 20))
+    ]
+    stealthy = [
+        with_cell(record("stealthy", "prune", scores(80, asr)), poison_rate=rate)
+        for rate, asr in ((0.003, 90), (0.01, 60))
+    ]
+    (board,) = rows.boards([*common, *stealthy])
+    low, high = board.conditions
+    assert (low.attack, low.rows[0].asr) == ("mean (rate=0.01)", (pytest.approx(0.3),))
+    assert (high.attack, high.rows[0].asr) == ("mean (rate=0.1)", (pytest.approx(0.45),))
+    assert "stealthy (rate=0.003)" in high.attacks
+    assert len(low.attacks) == len(high.attacks) == 4
 
 
 # --- several attacks ----------------------------------------------------------------------------
