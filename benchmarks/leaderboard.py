@@ -53,7 +53,7 @@ def synthetic(
 
     rates: None is the attack's own.
     """
-    for network, share in itertools.product(itertools.count(), benign):
+    for network, share in ((n, share) for n in itertools.count() for share in benign):
         poisoned = [(attack, rate) for rate in rates for attack in ATTACKS]
         for attack, rate in [("none", 0.0), *poisoned]:
             own = OWN_RATES.get(attack, 0.1) if rate is None else rate

@@ -30,7 +30,7 @@
     return element;
   };
   const sheets = [...document.querySelectorAll(".sheet")];
-  const nameOf = (row) => row.cells[0].textContent;
+  const nameOf = (row) => row.cells[0].textContent.trim();
   const rowsOf = (sheet) => [...sheet.tBodies]
     .filter((body) => !body.classList.contains("line"))
     .flatMap((body) => [...body.rows]);
@@ -38,8 +38,9 @@
   const partsOf = (cell) => {
     const part = (tag) => cell.querySelector(tag)?.textContent ?? "";
     const [deviation, interval] = [part("i"), part("small")];
-    const length = cell.textContent.length - deviation.length - interval.length;
-    return [cell.textContent.slice(0, length), deviation.slice(1), interval];
+    const text = cell.textContent.trim();
+    const length = text.length - deviation.length - interval.length;
+    return [text.slice(0, length), deviation.slice(1), interval];
   };
   const plain = (number) => number.replace("−", "-").replace(/,/g, "");
 
@@ -129,7 +130,7 @@
       for (const row of shownOf(sheet)) {
         lines.push([titleOf(sheet), ...headings.flatMap((heading) => {
           const cell = row.cells[columns.indexOf(heading)];
-          if (/^(defense|remarks)/.test(heading)) return [cell?.textContent ?? ""];
+          if (/^(defense|remarks)/.test(heading)) return [cell?.textContent.trim() ?? ""];
           const [mean, deviation] = cell ? partsOf(cell) : ["", ""];
           return [mean === "–" ? "" : plain(mean), deviation];
         })]);

@@ -493,7 +493,7 @@ def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
     latex = files[1].read_text("utf-8")
     assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 4
     assert "small\\_cnn" in latex
-    assert "best & 89.00 $\\pm$ 0.00" in latex
+    assert r"best & \textbf{89.00 $\pm$ 0.00}" in latex
 
 
 @pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])
