@@ -240,7 +240,7 @@ def _section(board: Board, index: int, addresses: Mapping[str, str]) -> Section:
         _subtitle(board),
         tuple(
             Condition(
-                table.attack.removeprefix("mean ").strip("()"),
+                table.attack.removeprefix("mean ").strip("()").replace("rate=", "poison rate "),
                 sheet,
                 " ".join(anchors[attack] for attack in table.attacks),
                 plot.scatter(points(table)),
@@ -256,7 +256,8 @@ def _section(board: Board, index: int, addresses: Mapping[str, str]) -> Section:
 
 def _subtitle(board: Board) -> str:
     seeds = sorted({record.cell.seed for record in board.records})
-    attacks = sum(table.kind == "attack" for table in board.tables)
+    names = (table.attack for table in board.tables if table.kind == "attack")
+    attacks = len({re.sub(r" \(rate=[^,)]*\)$", "", name) for name in names})
     counts = sorted({record.benign_count for record in board.records if record.benign_count})
     images = f" ({', '.join(f'{count:,}' for count in counts)} images)" if counts else ""
     parts = [

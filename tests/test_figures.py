@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import leaderboard
 from purebench.cli import OK, main
 from purebench.errors import UsageError
 from purebench.record import read_records
@@ -74,6 +76,14 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"matplotlib: pip install 'purebench\[figures\]'"):
         figures.draw(read_records([PUBLISHED]), tmp_path)
+
+
+def test_the_benchmark_makes_every_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leaderboard.main(["--records", "120"]) == OK
+    shown = capsys.readouterr().out
+    outputs = ("reading", "screen", "markdown", "latex", "csv", "json", "page", "figures")
+    assert all(re.search(rf"^{name} .* [1-9]\d*$", shown, re.MULTILINE) for name in outputs)
+    assert "120 records" in shown
 
 
 def test_squares_tell_a_tenth_where_little_is_left() -> None:

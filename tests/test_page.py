@@ -282,9 +282,10 @@ def test_each_condition_has_its_table_and_a_place_in_the_index() -> None:
     index = [(at["href"] or "")[1:] for at in found.all("a") if "href" in at]
     assert len(means) == 4
     assert {f"{name}-of" for name in means} < set(index)
-    assert found.inside["h3"].count("rate=0.01") == 2
+    assert found.inside["h3"].count("poison rate 0.01") == 2
     assert len([at for at in found.all("table") if at["class"] == "heat"]) == 4
     assert "badnets" in found.inside["span"]
+    assert sum("2 attacks" in text for text in found.inside["p"]) == 2
 
 
 def test_a_citation_names_exactly_these_records() -> None:
