@@ -488,7 +488,7 @@ def test_tsbd_affords_what_benign_images_bring_back(
 
     def share(budget: float) -> Any:
         ctx = replace(defender, benign=split, notes={})
-        settings: dict[str, Any] = {"shares": (0.05, 1.0), "m": 1.0, "trial": 1, "lr": 1e-6}
+        settings: dict[str, Any] = {"shares": (0.05, 1.0), "m": 1.0, "epochs": 1, "lr": 1e-6}
         defense: Any = DEFENSES["tsbd"](**settings | {"budget": budget})
         return defense.affordable_share(victim.model, changes, split, split, ctx)
 
@@ -668,7 +668,7 @@ def test_ep_prunes_the_channel_with_two_heaps() -> None:
         ("anp", {"budget": -0.1}), ("anp", {"holdout": 1.0}), ("rnp", {"alpha": 0.0}),
         ("rnp", {"recover_steps": 0}), ("tsbd", {"m": 0.0}), ("tsbd", {"shares": (0.0, 0.5)}),
         ("tsbd", {"shares": ()}), ("tsbd", {"penalty": 1.5}), ("tsbd", {"radius": 0.0}),
-        ("tsbd", {"trial": 0}), ("tsbd", {"holdout": 1.0}), ("nad", {"betas": ()}),
+        ("tsbd", {"epochs": 0}), ("tsbd", {"holdout": 1.0}), ("nad", {"betas": ()}),
         ("nad", {"betas": (-1.0,)}), ("nad", {"power": 0.0}), ("nad", {"epochs": 0}),
     ],
 )  # fmt: skip
