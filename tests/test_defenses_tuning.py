@@ -29,7 +29,7 @@ from purebench import (
 )
 from purebench import contract as c
 from purebench.adversarial import ascend, pgd
-from purebench.attack import PoisoningAttack
+from purebench.attack import PoisoningAttack, triggered
 from purebench.config import RunConfig
 from purebench.data import to_float
 from purebench.evaluate import accuracy, evaluating
@@ -609,11 +609,13 @@ def test_silhouette_by_hand() -> None:
     assert found == pytest.approx((4 / 5 + 3 / 4 + 1.5 / 3.5 + 3.5 / 5.5) / 4)
 
 
-def test_abl_holds_the_loss_up() -> None:
-    """Losses log 2 and log 4/3; the second lies below the floor of 1/2."""
+@pytest.mark.parametrize("floor", [0.2, 0.6])
+def test_abl_holds_the_loss_up(floor: float) -> None:
+    """Losses log 2 and log 4/3, of mean 0.49."""
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
-    found = defense("abl").held(lambda _: logits, logits, torch.tensor([0, 0]))
-    assert found.item() == pytest.approx((math.log(2) - math.log(4 / 3)) / 2)
+    found = defense("abl", floor=floor).flooded(lambda _: logits, logits, torch.tensor([0, 0]))
+    mean = (math.log(2) + math.log(4 / 3)) / 2
+    assert found.item() == pytest.approx(mean if floor < mean else 2 * floor - mean)
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(1.0, False), (0.0, True)])
@@ -624,10 +626,31 @@ def test_abl_undoes_what_costs_too_much(
     ctx = replace(defender, notes={})
     model = copy.deepcopy(victim.model)
     part = ctx.benign[torch.arange(60)]
-    defense("abl", budget=budget, ascent_lr=0.5, ascent_epochs=3).unlearn(model, part, ctx)
+    defense("abl", budget=budget, ascent_lr=0.5, ascent_epochs=3).unlearn(model, part, part, ctx)
     state = victim.model.state_dict()
     assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items()) == kept
     assert (ctx.notes["unlearning_epochs"] == 0) == kept
+
+
+def test_abl_unlearns_the_isolated_and_keeps_the_rest(
+    victim: BackdooredModel, defender: DefenseContext
+) -> None:
+    """With another network's labels of the rest, it is those that the network learns."""
+    ctx = replace(defender, notes={})
+    benign = ctx.benign[torch.arange(150)]
+    isolated_part = Split(
+        triggered(victim.trigger, benign.images), torch.full_like(benign.labels, victim.goal.target)
+    )
+    learned = {}
+    for shift in (0, 1):
+        model = copy.deepcopy(victim.model)
+        rest = Split(benign.images, (benign.labels + shift) % 4)
+        unlearning = defense("abl", budget=1.0, ascent_lr=0.01, ascent_epochs=4)
+        unlearning.unlearn(model, isolated_part, rest, ctx)
+        assert accuracy(model, isolated_part) < 0.4 < accuracy(victim.model, isolated_part)
+        learned[shift] = accuracy(model, rest)
+    assert learned[0] > 0.8
+    assert learned[1] > accuracy(victim.model, rest) + 0.1
 
 
 def test_abl_forgets_what_is_still_recognised() -> None:
