@@ -57,7 +57,7 @@ class ABL(Defense):
     isolated: float = 0.05
     ascent_epochs: int = 10
     ascent_lr: float = 2e-3
-    budget: float = 0.02
+    budget: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("first", "isolated"):
