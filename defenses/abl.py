@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import ClassVar
 
@@ -26,15 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purebench import DEFENSES, Defense, DefenseContext, Recipe, Split, Verdict, fit
-from purebench.data import to_float
 from purebench.evaluate import accuracy, evaluating
 from purebench.model import reinitialise
 from purebench.training import Loss, batches, cross_entropy
 
-from ._suspect import suspect_split
+from ._suspect import image_losses, suspect_split
 from ._unlikely import unlikely
-
-_BATCH = 500  # images a forward pass
 
 
 @DEFENSES.register("abl")
@@ -87,7 +85,7 @@ class ABL(Defense):
         late = max(1, ctx.recipe.epochs - early)
         fresh = reinitialise(model, ctx.derive("fresh weights"))
         train(fresh, split, replace(ctx.recipe, epochs=early), "first part", self.flooded)
-        scores = -image_losses(model, split)
+        scores = -image_losses(model, split, partial(F.cross_entropy, reduction="none"))
         lowest = max(1, round(self.isolated * len(split)))
         flagged = torch.zeros_like(split.labels, dtype=torch.bool)
         flagged[scores.argsort(descending=True, stable=True)[:lowest]] = True
@@ -135,10 +133,3 @@ def forget(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     recognised = logits.argmax(1) == labels
     loss: Tensor = unlikely(logits, labels) * recognised
     return loss.mean()
-
-
-@torch.no_grad()
-def image_losses(model: nn.Module, split: Split) -> Tensor:
-    """Cross-entropy (N,) of every image, in evaluation mode."""
-    parts = zip(split.images.split(_BATCH), split.labels.split(_BATCH), strict=True)
-    return torch.cat([F.cross_entropy(model(to_float(x)), y, reduction="none") for x, y in parts])
