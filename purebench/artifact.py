@@ -24,6 +24,7 @@ from .storage import sha256, write_atomic
 SCHEMA = 1
 TENSORS = "model.safetensors"
 CARD = "card.json"
+_CARD_BYTES, _HEADER_BYTES = 2**24, 2**24  # at most
 
 
 class Damaged(Exception):
@@ -63,11 +64,14 @@ def load_artifact(
     identity: dict[str, Any],
     build: Callable[[], tuple[nn.Module, nn.Module]],
     device: torch.device,
+    planted_bytes: int = 2**30,
 ) -> BackdooredModel | None:
     """The network that was saved under ``identity``, or None where there is none.
 
     Args:
         build: the untrained network and trigger, whose tensors are then filled.
+        planted_bytes: that what was planted may have; a file that is larger than network, trigger
+            and this is not read.
 
     Raises:
         Damaged: card or tensors are not what was written.
@@ -75,19 +79,21 @@ def load_artifact(
     if not (folder / CARD).is_file():
         return None
     try:
-        card = json.loads((folder / CARD).read_text("utf-8"))
+        card = json.loads(_read(folder / CARD, _CARD_BYTES))
         if card.pop("card_sha256") != _digest(card):
             raise Damaged("its card is not as it was written")
         if card["schema"] != SCHEMA or canonical(card["identity"]) != canonical(identity):
             raise Damaged("its card describes another model")
-        content = (folder / TENSORS).read_bytes()
+        model, trigger = build()
+        weights = (*model.state_dict().values(), *trigger.state_dict().values())
+        most = sum(value.nbytes for value in weights) + planted_bytes + _HEADER_BYTES
+        content = _read(folder / TENSORS, most)
         found = sha256(content)
         if found != card["sha256"]:
             raise Damaged(
                 f"{TENSORS} has sha256 {found[:16]}..., its card {card['sha256'][:16]}..."
             )
         tensors = load(content)
-        model, trigger = build()
         _fill(model, tensors, "model.")
         _fill(trigger, tensors, "trigger.")
         goal, notes = Goal(**card["goal"]), dict(card["notes"])
@@ -98,6 +104,13 @@ def load_artifact(
         raise Damaged(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return BackdooredModel(model.eval(), trigger.to(device).eval(), goal, poisoned, notes, planted)
+
+
+def _read(file: Path, most: int) -> bytes:
+    size = file.stat().st_size
+    if size > most:
+        raise Damaged(f"{file.name} has {size} bytes, at most {most} are read")
+    return file.read_bytes()
 
 
 def _digest(card: dict[str, Any]) -> str:

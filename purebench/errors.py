@@ -20,6 +20,13 @@ class NotApplicable(Exception):
     """
 
 
+class DiskFull(OSError):
+    """A file for which there is no room; the text says which, and how many bytes it needs.
+
+    It ends a run: what was trained next could not be kept either.
+    """
+
+
 class Diverged(ArithmeticError):
     """A training or a model produced values that are not finite."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import machine
+from . import interrupt, machine
 from .artifact import CARD, Damaged, load_artifact, save_artifact
 from .attack import Attack, AttackContext, BackdooredModel, Goal, PoisoningAttack
 from .config import RunConfig
@@ -36,7 +36,7 @@ from .data import (
     to_float,
 )
 from .defense import Defense, DefenseContext
-from .errors import Diverged, NotApplicable, UsageError, near_match
+from .errors import DiskFull, Diverged, NotApplicable, UsageError, near_match
 from .evaluate import Judge, Scores
 from .model import Architecture, Task
 from .progress import Progress
@@ -47,7 +47,7 @@ from .savepoint import Savepoints
 from .seeding import derive, generator, isolated
 from .settings import build, canonical, describe, fingerprint
 from .stealth import checked, stealth
-from .storage import need_writable, set_aside, sha256, write_atomic
+from .storage import locked, need_writable, set_aside, sha256, write_atomic
 from .training import RECIPES, Recipe
 
 STEALTH = "stealth.json"
@@ -290,10 +290,15 @@ class Victim:
 
     @cached_property
     def model(self) -> BackdooredModel:
-        """From the cache where a whole, matching artifact lies there; else trained and kept.
-        What failed once fails for every defense, without another try."""
+        """From the cache where a whole, matching artifact lies there; else trained and kept, by one
+        process at a time. What failed once fails for every defense, without another try."""
         if self.failure is not None:
             raise self.failure
+        lock = self.folder.with_name(f"{self.folder.name}.lock")
+        with locked(lock, self.plan.progress.say):
+            return self._found_or_trained()
+
+    def _found_or_trained(self) -> BackdooredModel:
         fresh = self.plan.config.force
         try:
             found = None if fresh else self._load()
@@ -314,7 +319,9 @@ class Victim:
             trigger = self.attack.make_trigger(shape, torch.Generator().manual_seed(0))
             return self.build(), trigger
 
-        return load_artifact(self.folder, self.identity, blank, self.plan.device)
+        train = self.plan.source.train
+        most = train.images.nbytes + 3 * train.labels.nbytes
+        return load_artifact(self.folder, self.identity, blank, self.plan.device, most)
 
     def _train(self) -> BackdooredModel:
         seed = derive(self.seed, "attack", self.attack.name, "global")
@@ -438,7 +445,8 @@ def execute(
     done: Callable[[Record, Path, bool], None] | None = None,
     begin: Callable[[Cell, Path], bool] | None = None,
 ) -> Iterator[Record]:
-    """Run the plan's cells in order and yield their records.
+    """Run the plan's cells in order and yield their records. A cell is run by one process at a
+    time: another one waits, and takes its record. A Ctrl-C that is kept ends it between two cells.
 
     Args:
         done: told of each record, its file, and whether it was there before.
@@ -452,13 +460,15 @@ def execute(
                 path = record_path(plan, cell)
                 if begin is not None and not begin(cell, path):
                     continue
-                found = None if plan.config.force else _found(path, cell, plan.progress)
-                if found and not is_done(found, plan.reactivates(attack)):
-                    found = None
-                record = found or run_cell(victim, defense)
-                if found is None:
-                    record.write(path)
-                elif found.machine.get("sources") != _sources(attack, defense):
+                interrupt.check()
+                with locked(path.with_suffix(".lock"), plan.progress.say):
+                    found = None if plan.config.force else _found(path, cell, plan.progress)
+                    if found and not is_done(found, plan.reactivates(attack)):
+                        found = None
+                    record = found or run_cell(victim, defense)
+                    if found is None:
+                        record.write(path)
+                if found is not None and found.machine.get("sources") != _sources(attack, defense):
                     plan.progress.say(
                         f"{path.stem}: the code of {attack.name} or {defense.name} has changed "
                         "since; --force runs it again, raising `revision` does so for everyone"
@@ -529,11 +539,16 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         status, error = "skipped", str(reason)
     except Diverged as reason:
         status, error = "diverged", str(reason)
+    except DiskFull:
+        raise
     except Exception as reason:  # one cell's failure is not its neighbours'
         text = " ".join(str(reason).split())
         status, error = "failed", f"{type(reason).__name__}{': ' if text else ''}{text}"
+        if isinstance(reason, torch.OutOfMemoryError):
+            error = f"out of memory, with batches as they are set: {text}"
         told = traceback.format_exc().replace(f"{Path(__file__).parents[1]}{os.sep}", "")
         notes["traceback"] = told.splitlines()[-12:]  # records are shown around: no folder of ours
+        traceback.clear_frames(reason.__traceback__)  # and what they hold of the device's memory
     try:
         canonical(notes)
     except (TypeError, ValueError) as reason:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from . import interrupt
 from .progress import Progress
 from .settings import canonical
 from .storage import set_aside, sha256, write_atomic
@@ -47,7 +48,7 @@ class Savepoints:
 
     def training(self, parts: Sequence[Part]) -> Callable[[], None]:
         """Fill ``parts`` with the next training's state, where one lies there; what is returned
-        saves it. The global generators go with them."""
+        saves it, and then lets a Ctrl-C end the training. The global generators go with them."""
         self.count += 1
         file = self.folder / f"training-{self.count}.state"
         found = self._read(file)
@@ -70,6 +71,7 @@ class Savepoints:
             }
             body = json.dumps(card).encode() + b"\n" + save(tensors)
             write_atomic(file, sha256(body).encode() + b"\n" + body)
+            interrupt.check()
 
         return keep
 
@@ -100,7 +102,7 @@ class Savepoints:
 
 def resumed(savepoints: Savepoints | None, *parts: Part) -> Callable[[], None]:
     """``savepoints.training(parts)``; without savepoints nothing is filled and nothing saved."""
-    return (lambda: None) if savepoints is None else savepoints.training(parts)
+    return interrupt.check if savepoints is None else savepoints.training(parts)
 
 
 def _state(part: Part) -> Any:

@@ -30,11 +30,13 @@ def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> 
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed the global generators (random, numpy, torch) inside; leave them as they were."""
+    """Seed the global generators (random, numpy, torch) inside; leave them as they were, and
+    torch's threads and default type, too."""
     import numpy as np
     import torch
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    threads, kind = torch.get_num_threads(), torch.get_default_dtype()
     with torch.random.fork_rng():
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -44,3 +46,6 @@ def isolated(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+            torch.set_default_dtype(kind)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)

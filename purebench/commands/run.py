@@ -50,6 +50,7 @@ def _parser() -> Parser:
 
 
 def _execute(config: RunConfig) -> int:
+    from ..interrupt import deferred
     from ..progress import Progress
     from ..runner import execute, prepare
 
@@ -71,7 +72,8 @@ def _execute(config: RunConfig) -> int:
             )
         progress.say(f"  [{len(paths)}/{plan.cell_count}] {_verdict(record, reused)}")
 
-    records = list(execute(plan, done))
+    with deferred():
+        records = list(execute(plan, done))
     _tell(records, paths, plan.output)
     return _failures.tell(records)
 
