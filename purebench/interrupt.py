@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -48,5 +49,6 @@ def _keep(_: int, __: FrameType | None) -> None:
     if _asked:
         raise KeyboardInterrupt
     _asked = True
-    with suppress(OSError):
-        os.write(2, _TOLD)  # past sys.stderr, which this may have interrupted
+    if multiprocessing.parent_process() is None:
+        with suppress(OSError):
+            os.write(2, _TOLD)  # past sys.stderr, which this may have interrupted

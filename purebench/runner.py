@@ -458,10 +458,10 @@ def execute(
             for defense in plan.defenses:
                 cell = plan.cell(attack, defense, seed)
                 path = record_path(plan, cell)
-                if begin is not None and not begin(cell, path):
-                    continue
                 interrupt.check()
                 with locked(path.with_suffix(".lock"), plan.progress.say):
+                    if begin is not None and not begin(cell, path):
+                        continue
                     found = None if plan.config.force else _found(path, cell, plan.progress)
                     if found and not is_done(found, plan.reactivates(attack)):
                         found = None

@@ -23,6 +23,7 @@ FLOORS = {
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),
     **dict.fromkeys(("study", "contamination", "submission", "gallery", "sweep", "checkpoint"), 3),
     **dict.fromkeys(("purification", "examination", "forecast", "executors"), 3),
+    "worker": 0,
     **dict.fromkeys(PLUGINS, 3),
     **dict.fromkeys(("leaderboards", "commands", "doctor"), 4),
     "cli": 5,

@@ -16,6 +16,7 @@ from ._options import Parser, add_options
 _OPTIONS = {  # of executors: how one is written, and what it is for
     "jobs": ("N", "workers of a pool, Slurm jobs at once; more than 1 without --executor: a pool"),
     "gpu_slots": ("K", "tasks that share a GPU, in a pool or with Ray (default: 1)"),
+    "timeout": ("SECONDS", "kill a pool's cell that takes longer, its victim's training included"),
     "address": ("HOST:PORT", "Ray's, or auto; local starts it on this machine (default: local)"),
     "slurm": ("KEY=VALUE", "sbatch's options, e.g. partition=gpu time=240 gpus_per_node=1"),
 }
@@ -30,16 +31,24 @@ def main(words: list[str]) -> int:
         given[name] = convert(given[name], int, flag)
         if given[name] < 1:
             raise UsageError(f"{flag} must be at least 1, got {given[name]}")
+    if "timeout" in given:
+        given["timeout"] = convert(given["timeout"], float, "--timeout")
+        if given["timeout"] <= 0:
+            raise UsageError(f"--timeout must be above 0, got {given['timeout']:g}")
     if "slurm" in given:
         given["slurm"] = dict(_pair(text) for text in given["slurm"])
     jobs = given.get("jobs", 1)
-    if "executor" not in options and jobs == 1:
-        given.pop("jobs", None)
-    name = options.pop("executor", "pool" if jobs > 1 else "serial")
+    pool = jobs > 1 or "timeout" in given
+    if "executor" not in options:
+        given |= {"jobs": jobs} if pool else {}
+        if not pool:
+            given.pop("jobs", None)
+    name = options.pop("executor", "pool" if pool else "serial")
     if "set" in options:
         options["set"] = parse_set(options["set"])
     configs = read_sweep(file, options)
 
+    from ..interrupt import deferred
     from ..progress import Progress
     from ..sweep import Sweep
 
@@ -49,7 +58,8 @@ def main(words: list[str]) -> int:
     print(sweep.describe(jobs, name in SPLITTING))
     if executor is None:
         return OK
-    records = sweep.run(executor, progress)
+    with deferred():
+        records = sweep.run(executor, progress)
     print(f"records   {sweep.plans[0].output / 'records'}{os.sep} ({len(records)} files)")
     return _failures.tell(records)
 

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from .. import interrupt
 from ..errors import UsageError
 from ..progress import Progress
 from ..sweep import Sweep, Task, Tell, fulfil
@@ -43,6 +44,7 @@ class Ray:
             )
             running = {do.remote(sweep.order(task)): task for task in sweep.attack_tasks()}
             while running:
+                interrupt.check()
                 ended, _ = ray.wait([*running], num_returns=len(running), timeout=1.0)
                 for reference in ended:
                     for task in _end(running.pop(reference), reference, sweep, tell, progress):

@@ -16,6 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import DelayedSubmission
 
+from .. import interrupt
 from ..errors import UsageError
 from ..progress import Progress
 from ..sweep import Order, Sweep, Task, Tell, fulfil
@@ -47,6 +48,7 @@ class Slurm:
                 queue.update_parameters(dependency=None)
                 progress.say(f"Slurm array {first}: {len(attacks)} victims, and their defenses")
             while jobs:
+                interrupt.check()
                 for job in [job for job in jobs if job.done()]:
                     _end(jobs.pop(job), job, sweep, tell, progress)
                 time.sleep(POLL_SECONDS if jobs else 0)
