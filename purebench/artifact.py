@@ -97,7 +97,7 @@ def load_artifact(
         _fill(model, tensors, "model.")
         _fill(trigger, tensors, "trigger.")
         goal, notes = Goal(**card["goal"]), dict(card["notes"])
-        poisoned, planted = tensors["poisoned"], _planted(tensors)
+        poisoned, planted = _indices(tensors, "poisoned"), _planted(tensors)
     except Damaged:
         raise
     except Exception as error:  # whatever a damaged file provokes
@@ -121,7 +121,17 @@ def _planted(tensors: dict[str, Tensor]) -> Planted | None:
     if "planted.indices" not in tensors:  # by an attack that does more, or saved long ago
         return None
     samples = Split(tensors["planted.images"], tensors["planted.labels"])
-    return Planted(tensors["planted.indices"], samples)
+    indices = _indices(tensors, "planted.indices")
+    if len(indices) != len(samples):
+        raise Damaged(f"{len(samples)} images were planted at {len(indices)} places")
+    return Planted(indices, samples)
+
+
+def _indices(tensors: dict[str, Tensor], name: str) -> Tensor:
+    found = tensors[name]
+    if found.dtype != torch.int64 or found.ndim != 1:
+        raise Damaged(f"{name} is {found.dtype} of {tuple(found.shape)}, expected indices")
+    return found
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:

@@ -63,6 +63,8 @@ def results(output: Path) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for file in output.rglob("*"):
         name = str(file.relative_to(output))
+        if ".damaged-" in name:
+            continue
         if file.name == CARD:
             card = json.loads(file.read_text())
             del card["notes"]["training_seconds"], card["card_sha256"]

@@ -6,11 +6,12 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from purebench import DATASETS, LoadContext, PoisoningAttack, UsageError
 from purebench import artifact as artifacts
 from purebench.artifact import CARD, TENSORS, Damaged
 from purebench.cli import OK, main
+from purebench.settings import build
 from purebench.storage import sha256
 
 from .faults import ROOT, WORDS, Told, left_over, results, run, victim
@@ -49,16 +51,14 @@ def copied(done: Path, tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def damages(content: bytes) -> list[bytes]:
+def damages(content: bytes) -> Iterator[bytes]:
     """One bit flipped, or the end cut off, at ``PLACES`` places drawn from a seed."""
     rng = random.Random(0)
-    found = []
     for number in range(PLACES):
         place = rng.randrange(len(content))
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.randrange(8)
-        found.append(bytes(flipped) if number % 2 else content[:place])
-    return found
+        yield bytes(flipped) if number % 2 else content[:place]
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -101,16 +101,16 @@ def test_a_damaged_card_gives_no_other_network(done: Path) -> None:
 @pytest.mark.parametrize("name", [TENSORS, CARD])
 def test_what_is_damaged_is_kept_aside_and_made_again(name: str, copied: Path, done: Path) -> None:
     folder = victim(copied).folder
-    (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+    damaged = (folder / name).read_bytes()[:-7]
+    (folder / name).write_bytes(damaged)
     for record in copied.rglob("records/*/*.json"):
         record.unlink()
     told = Told()
     run(copied, told)
     assert "is damaged" in "".join(told.said)
     (aside,) = copied.glob("models/*.damaged-1")
-    assert len((aside / name).read_bytes()) == len((folder / name).read_bytes()) - 7
-    found = {name: held for name, held in results(copied).items() if "damaged" not in name}
-    assert found == results(done)
+    assert (aside / name).read_bytes() == damaged
+    assert results(copied) == results(done)
 
 
 def test_damaged_data_is_never_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +118,29 @@ def test_damaged_data_is_never_unpacked(tmp_path: Path, monkeypatch: pytest.Monk
         pytest.fail("unpacked before its digest")
 
     file = tmp_path / "mnist.xz"
+    shutil.copy(mnist.FILE, file)
     monkeypatch.setattr(mnist.lzma, "decompress", unpacked)
-    content = mnist.FILE.read_bytes()
     monkeypatch.setattr(mnist, "FILE", file)
-    for damaged in damages(content)[:20]:  # of 10 MB each
-        file.write_bytes(damaged)
-        with pytest.raises(UsageError, match="restore the file"):
-            DATASETS["mnist"]().load(LoadContext(tmp_path, True, Told()))
+    rng = random.Random(0)
+    ctx = LoadContext(tmp_path, True, Told())
+    size = file.stat().st_size
+    cuts = sorted((rng.randrange(size) for _ in range(PLACES // 10)), reverse=True)
+    with file.open("r+b", buffering=0) as held:
+        for _ in range(PLACES):
+            place, bit = rng.randrange(size), 1 << rng.randrange(8)
+            for damaged in (True, False):
+                held.seek(place)
+                (byte,) = held.read(1)
+                held.seek(place)
+                held.write(bytes([byte ^ bit]))
+                if damaged:
+                    with pytest.raises(UsageError, match="restore the file"):
+                        DATASETS["mnist"]().load(ctx)
+        assert sha256(file.read_bytes()) == mnist.FILE_DIGEST  # each was undone
+        for cut in cuts:
+            held.truncate(cut)
+            with pytest.raises(UsageError, match="restore the file"):
+                DATASETS["mnist"]().load(ctx)
 
 
 def test_a_truncated_record_is_not_done(copied: Path, done: Path) -> None:
@@ -193,7 +209,8 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "a key too many": edited(lambda held: held.update({"model.extra": torch.zeros(1)})),
     "a key too few": edited(lambda held: held.pop("model.head.bias")),
     "no indices": edited(lambda held: held.pop("poisoned")),
-    "planted text": edited(lambda held: held.update({"planted.indices": torch.zeros(1)})),
+    "indices that are none": edited(lambda held: held.update({"poisoned": torch.zeros(3)})),
+    "planted nowhere": edited(lambda held: held.update({"planted.indices": torch.arange(2)})),
 }
 
 
@@ -243,18 +260,18 @@ def test_an_image_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
         check = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(
-        b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    )
+    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
     bomb += chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         for number in range(2):
             (tmp_path / name / f"{number}.png").write_bytes(bomb)
+    folder = build(DATASETS["image_folder"], {"path": str(tmp_path)}, "dataset image_folder")
     tracemalloc.start()
     try:
         with pytest.raises(UsageError, match=r"4 files cannot be used: .*3600000000 pixels"):
-            DATASETS["image_folder"](path=str(tmp_path)).load(LoadContext(tmp_path, True, Told()))
+            folder.load(LoadContext(tmp_path, True, Told()))
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -309,13 +326,11 @@ def test_clocks_that_jump_change_nothing(
 def test_nothing_asks_what_time_it_is() -> None:
     """Durations are by the steady clock; what is newer is asked nowhere."""
     told = ("time.time(", "datetime", "st_mtime", "getmtime", "st_ctime")
-    files = [
-        file
-        for folder in ("purebench", "attacks", "defenses", "models", "datasets")
+    folders = ("purebench", "attacks", "defenses", "models", "datasets")
+    texts = {
+        file: file.read_text("utf-8")
+        for folder in folders
         for file in (ROOT / folder).rglob("*.py")
-    ]
-    assert len(files) > 50
-    found = [
-        f"{file}: {word}" for file in files for word in told if word in file.read_text("utf-8")
-    ]
-    assert found == []
+    }
+    assert len(texts) > 50
+    assert [(file, word) for file, text in texts.items() for word in told if word in text] == []
