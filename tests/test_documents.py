@@ -44,3 +44,16 @@ def test_blocks_are_found() -> None:
     (block,) = BLOCK.finditer(text)
     assert block[2] == "leaderboard x --attack mean"
     assert block[3].strip() == "| old |"
+
+
+def test_every_promise_names_its_test() -> None:
+    """Rows of docs/reliability.md, each with tests that are there."""
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named, f"without a test: {row}"
+        for file, test in named:
+            source = (ROOT / "tests" / file).read_text("utf-8")
+            assert f"\ndef {test}(" in source, f"{file} has no {test}"
