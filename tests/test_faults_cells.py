@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from purebench import DEFENSES, Defense, DefenseContext, training
 from purebench.cli import FAILED, main
 from purebench.record import Record
+from purebench.runner import execute, prepare
 
-from .faults import WORDS, run, victim, without_cost
+from .faults import WORDS, Told, config, run, victim, without_cost
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,21 @@ def test_no_memory_fails_its_cell_alone_and_is_given_back(beside: Beside) -> Non
 def test_no_memory_in_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells fail after one try; the next command trains with the same batches."""
     original, sizes = training.augment, []
+    held: list[weakref.ref[Tensor]] = []
 
     def augment(images: Tensor, *given: Any) -> Tensor:
         sizes.append(len(images))
+        held.append(weakref.ref(images))
         if len(sizes) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(images, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "augment", augment)
-        found = run(tmp_path)
+        cells = execute(prepare(config(tmp_path), Told()))
+        first = next(cells)
+        assert [tensor() for tensor in held] == [None] * 3  # though the error is kept
+        found = [first, *cells]
     assert [record.status for record in found] == ["failed", "failed"]
     assert all("out of memory, with batches" in str(record.error) for record in found)
     assert sizes == [32, 32, 32]

@@ -25,7 +25,7 @@ from purebench.settings import build, convert
 
 from .faults import run, victim
 
-SHORT, LONG = 60, 10_000
+SHORT, LONG = 60, 2_000
 EFFORTS = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
 
 leaves = (
