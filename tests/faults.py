@@ -13,6 +13,7 @@ from purebench.config import RunConfig
 from purebench.progress import Progress
 from purebench.record import Record, read_record
 from purebench.runner import Victim, execute, prepare
+from purebench.sweep import MARK
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,7 +79,7 @@ def results(output: Path) -> dict[str, Any]:
 
 def left_over(output: Path) -> list[str]:
     """Files written aside, locks and states, which no run leaves behind."""
-    files = [file for file in output.rglob("*") if file.is_file()]
+    files = [file for file in output.rglob("*") if file.is_file() and file.name != MARK]
     return [
         file.name
         for file in files

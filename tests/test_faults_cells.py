@@ -127,10 +127,10 @@ def test_no_memory_fails_its_cell_alone_and_is_given_back(beside: Beside) -> Non
 
 def test_no_memory_in_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells fail after one try; the next command trains with the same batches."""
-    original, sizes = training.augment, []
+    original, sizes = training.shifted, []
     held: list[weakref.ref[Tensor]] = []
 
-    def augment(images: Tensor, *given: Any) -> Tensor:
+    def shifted(images: Tensor, *given: Any) -> Tensor:
         sizes.append(len(images))
         held.append(weakref.ref(images))
         if len(sizes) == 3:
@@ -138,7 +138,7 @@ def test_no_memory_in_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return original(images, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", augment)
+        patch.setattr(training, "shifted", shifted)
         cells = execute(prepare(config(tmp_path), Told()))
         first = next(cells)
         assert [tensor() for tensor in held] == [None] * 3  # though the error is kept

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from purebench import sweep as sweeping
 from purebench import training
 from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
+from purebench.executors import pool
 from purebench.interrupt import deferred
 from purebench.record import read_record
 from purebench.registry import REGISTRIES
@@ -83,7 +83,7 @@ Sweep = Callable[..., int]
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """``bench.py sweep`` in an empty folder, of defenses of which one acts; its exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "TRIES", 1)
+    monkeypatch.setattr(pool, "TRIES", 1)
 
     def sweep(body: str, *words: str) -> int:
         (tmp_path / "acts.py").write_text(PLUGIN.replace("BODY", body))
@@ -204,16 +204,16 @@ def test_workers_end_with_a_starter_that_is_killed(tmp_path: Path) -> None:
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, *steps: int) -> Callable[[], int]:
     """Ctrl-C at these steps of the coming training; what is given back counts steps."""
-    original = training.augment
+    original = training.batch
     taken = []
 
-    def augment(*given: Any) -> Any:
+    def batch(*given: Any) -> Any:
         taken.append(1)
         if len(taken) in steps:
             signal.raise_signal(signal.SIGINT)
         return original(*given)
 
-    monkeypatch.setattr(training, "augment", augment)
+    monkeypatch.setattr(training, "batch", batch)
     return lambda: len(taken)
 
 
