@@ -85,7 +85,7 @@ class Table:
 
     attack: as tables call it. attacks: those that a mean is over, by the same names.
     stealth: what the trigger does to images, mean over victims.
-    shown: the columns wanted, as fields of a row; empty: whatever there is.
+    shown: the columns wanted, as fields of a row; empty: whatever there is. top: of rows likewise.
     """
 
     kind: Kind
@@ -96,6 +96,7 @@ class Table:
     attacks: tuple[str, ...] = ()
     stealth: Mapping[str, float] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
+    top: int | None = None
 
     def chosen(self, only: Sequence[str]) -> bool:
         """Whether ``only`` names this table, with its settings or without."""

@@ -163,7 +163,9 @@ def note(ranking: Ranking) -> str:
 def notes(table: Table) -> list[str]:
     """What a reader must know who sees the table alone."""
     told = []
-    if any(row.group == 2 for row in table.rows):
+    if table.top is not None and table.top < len(table.rows):
+        told.append(f"the first {table.top} of {len(table.rows)} rows")
+    if any(row.group == 2 for row in table.rows[: table.top]):
         told.append(LINE)
     if table.ranking and (not table.shown or "rank" in table.shown):
         told.append(note(table.ranking))
@@ -173,7 +175,10 @@ def notes(table: Table) -> list[str]:
 
 
 def _chosen(
-    records: Sequence[Record], only: Sequence[str], shown: Sequence[str] = ()
+    records: Sequence[Record],
+    only: Sequence[str],
+    shown: Sequence[str] = (),
+    top: int | None = None,
 ) -> Iterator[tuple[Board, Table]]:
     known = {column.name for column in COLUMNS}
     for name in shown:
@@ -182,29 +187,44 @@ def _chosen(
     for board in boards(records):
         for table in board.tables:
             if table.chosen(only):
-                yield board, replace(table, shown=tuple(shown))
+                yield board, replace(table, shown=tuple(shown), top=top)
 
 
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def screen(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
-    """All tables, for a terminal; of the attacks in ``only`` and with the columns in ``shown``, if
-    any. ValueError where there is no such column."""
+def screen(
+    records: Sequence[Record],
+    only: Sequence[str] = (),
+    shown: Sequence[str] = (),
+    top: int | None = None,
+) -> str:
+    """All tables, for a terminal; of the attacks in ``only``, with the columns in ``shown`` and the
+    first ``top`` rows, if any. ValueError where there is no such column."""
     return "\n\n".join(
         "\n".join([plain(table.title), _simple(table), *notes(table)])
-        for _, table in _chosen(records, only, shown)
+        for _, table in _chosen(records, only, shown, top)
     )
 
 
-def markdown(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
+def markdown(
+    records: Sequence[Record],
+    only: Sequence[str] = (),
+    shown: Sequence[str] = (),
+    top: int | None = None,
+) -> str:
     """All tables, as Markdown; see ``screen``."""
-    return "\n\n".join(_pipe(table) for _, table in _chosen(records, only, shown)) + "\n"
+    return "\n\n".join(_pipe(table) for _, table in _chosen(records, only, shown, top)) + "\n"
 
 
-def latex(records: Sequence[Record], only: Sequence[str] = (), shown: Sequence[str] = ()) -> str:
+def latex(
+    records: Sequence[Record],
+    only: Sequence[str] = (),
+    shown: Sequence[str] = (),
+    top: int | None = None,
+) -> str:
     """All tables, each a ``table`` for the package booktabs; see ``screen``."""
-    return latex_text(table for _, table in _chosen(records, only, shown))
+    return latex_text(table for _, table in _chosen(records, only, shown, top))
 
 
 def latex_text(tables: Iterable[Table]) -> str:
@@ -276,7 +296,7 @@ def _typeset(text: str) -> str:
 def _with_line(table: Table) -> Iterator[tuple[Row, bool]]:
     """Rows, and whether one is the first below the line."""
     above = True
-    for row in table.rows:
+    for row in table.rows[: table.top]:
         first_below = above and row.group == 2
         above = above and not first_below
         yield row, first_below

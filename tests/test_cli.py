@@ -210,6 +210,10 @@ def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> 
     both, own = (bench("leaderboard", "results", *more).out for more in ((), ("--over", "badnets")))
     assert own == again.out
     assert "mean over badnets, blend" in both
+    first = bench("leaderboard", "results", "--over", "badnets", "--top", "1").out
+    assert "the first 1 of 2 rows" in first
+    assert len(first.splitlines()) == len(again.out.splitlines())  # a row less, a note more
+    refused(bench("leaderboard", "results", "--top", "0"), "--top must be at least 1, got 0")
     refused(bench("leaderboard", "results", "--over", "badnet"), "--over badnet: no record of it")
     refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
     refused(bench("leaderboard", "results/tables"), "no record there")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..settings import convert
 from . import OK
 from ._options import Parser
 
@@ -23,6 +24,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
     parser.add_argument("--over", nargs="+", default=[], help="of these attacks alone, and means")
     parser.add_argument("--columns", nargs="+", default=[], help="these only, e.g. acc asr der")
+    parser.add_argument("--top", metavar="N", help="the first rows of each table only")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
     parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
     parser.add_argument("--triggers", metavar="DIR", help="PNG files for the page's gallery")
@@ -30,8 +32,12 @@ def main(words: list[str]) -> int:
     options = parser.read(words)
     if options["triggers"] and not options["page"]:
         raise UsageError("--triggers is for --page FILE.html")
-    if options["columns"] and options["format"] in ("csv", "json"):
-        raise UsageError("--columns is for --format screen, markdown and latex")
+    for name in ("columns", "top"):
+        if options[name] and options["format"] in ("csv", "json"):
+            raise UsageError(f"--{name} is for --format screen, markdown and latex")
+    top = convert(options["top"], int | None, "--top") if options["top"] else None
+    if top is not None and top < 1:
+        raise UsageError(f"--top must be at least 1, got {top}")
     if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
         raise UsageError("--undefended is for --format screen and markdown")
 
@@ -50,7 +56,7 @@ def main(words: list[str]) -> int:
         elif kind in renders:
             print(renders[kind](records, options["attack"]).rstrip("\n"))
         elif kind:
-            text = getattr(table, kind)(records, options["attack"], options["columns"])
+            text = getattr(table, kind)(records, options["attack"], options["columns"], top)
             print(text.rstrip("\n"))
         if options["page"]:
             page = import_module("purebench.leaderboards.page")
