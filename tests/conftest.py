@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,7 @@ from purebench import (
 )
 from purebench.data import make_bundle
 from purebench.progress import Progress
+from purebench.registry import REGISTRIES
 from purebench.seeding import isolated
 
 torch.set_num_threads(1)
@@ -35,6 +37,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 RECIPE = Recipe(epochs=3, batch_size=64, lr=0.05, nesterov=True, schedule="linear", warmup=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """What --plugin registered is gone after the test."""
+    yield
+    for registry in REGISTRIES:
+        for name, cls in list(registry._classes.items()):
+            if cls.__module__.startswith("purebench_plugin_"):
+                del registry._classes[name]
 
 
 @pytest.fixture(scope="session")

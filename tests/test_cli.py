@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,16 +100,6 @@ class Answer:
 
 
 Bench = Callable[..., Answer]
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """What --plugin registered is gone after the test."""
-    yield
-    for registry in REGISTRIES:
-        for name, cls in list(registry._classes.items()):
-            if cls.__module__.startswith("purebench_plugin_"):
-                del registry._classes[name]
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from purebench.executors.pool import Pool
 from purebench.progress import Progress
 from purebench.sweep import Order, Sweep, Task, fulfil
 
+from .faults import alive
+
 ray = pytest.importorskip("ray", reason="pip install 'purebench[ray]'")
 submitit = pytest.importorskip("submitit", reason="pip install 'purebench[slurm]'")
 ROOT = Path(__file__).parent.parent
@@ -67,7 +69,8 @@ class Gated(Defense):
     paper: ClassVar[str] = "nobody"
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        tempfile.mkstemp(prefix="waits-", dir=".")
+        handle, _ = tempfile.mkstemp(prefix="waits-", dir=".")
+        os.write(handle, str(os.getpid()).encode())
         while not Path("open").exists():
             time.sleep(0.05)
         return model
@@ -355,9 +358,9 @@ def on_ray(cluster: Any) -> tuple[str, ...]:
     return ("--executor", "ray", "--address", cluster.address)
 
 
-def waiting(folder: Path) -> int:
-    """How many processes stand at the gate."""
-    return len(list(folder.glob("waits-*")))
+def waiting(folder: Path) -> list[int]:
+    """The processes that stand at the gate, or have stood there."""
+    return [int(text) for file in folder.glob("waits-*") if (text := file.read_text())]
 
 
 def test_ray_gives_the_same_records(
@@ -378,17 +381,19 @@ def test_a_machine_that_is_lost_costs_what_it_was_doing(
     before = {}
 
     def kill() -> None:
-        while waiting(folder) < 2:
+        while len(waiting(folder)) < 2:
             time.sleep(0.02)
         before.update(states(records(folder)))
         cluster.remove_node(second, allow_graceful=False)
+        while all(alive(process) for process in waiting(folder)):
+            time.sleep(0.02)  # a worker outlives its machine by a moment
         (folder / "open").touch()
 
     killer = Thread(target=kill)
     killer.start()
     assert sweep(*on_ray(cluster), *GATED, plugins) == OK
     killer.join()
-    assert waiting(folder) == 3
+    assert len(waiting(folder)) == 3
     after = states(records(folder))
     assert (len(before), len(after)) == (2, 4)
     assert {name: after[name] for name in before} == before
