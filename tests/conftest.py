@@ -40,7 +40,7 @@ RECIPE = Recipe(epochs=3, batch_size=64, lr=0.05, nesterov=True, schedule="linea
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
+def _plugins_unregistered() -> Iterator[None]:
     """What --plugin registered is gone after the test."""
     yield
     for registry in REGISTRIES:

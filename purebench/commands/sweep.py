@@ -38,12 +38,12 @@ def main(words: list[str]) -> int:
     if "slurm" in given:
         given["slurm"] = dict(_pair(text) for text in given["slurm"])
     jobs = given.get("jobs", 1)
-    pool = jobs > 1 or "timeout" in given
-    if "executor" not in options:
-        given |= {"jobs": jobs} if pool else {}
-        if not pool:
-            given.pop("jobs", None)
-    name = options.pop("executor", "pool" if pool else "serial")
+    name = options.pop("executor", None)
+    if name is None:
+        given.pop("jobs", None)
+        name = "serial"
+        if jobs > 1 or "timeout" in given:
+            name, given["jobs"] = "pool", jobs
     if "set" in options:
         options["set"] = parse_set(options["set"])
     configs = read_sweep(file, options)
