@@ -29,6 +29,8 @@ from purebench.progress import Progress
 from purebench.registry import REGISTRIES
 from purebench.seeding import isolated
 
+from .pretended import pretended
+
 torch.set_num_threads(1)
 
 
@@ -47,6 +49,27 @@ def _plugins_unregistered() -> Iterator[None]:
         for name, cls in list(registry._classes.items()):
             if cls.__module__.startswith("purebench_plugin_"):
                 del registry._classes[name]
+
+
+@pytest.fixture(
+    params=[
+        "pretended",
+        pytest.param(
+            "real",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ]
+)
+def gpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A CUDA device: one that is none, see ``pretended``, and what is there."""
+    if request.param == "real":
+        yield torch.device("cuda")
+    else:
+        with pretended() as device:
+            yield device
 
 
 @pytest.fixture(scope="session")

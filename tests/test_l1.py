@@ -220,10 +220,8 @@ def test_bad_input_is_refused(
         l1_regress(A, B, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda() -> None:
-    A, U = normal(300, 40).cuda(), normal(40, 64, seed=1).cuda()
-    fit = l1_regress(A, A @ U + sparse_errors(300, 64, 0.2).cuda())
+def test_cuda(gpu: torch.device) -> None:
+    A, U = normal(300, 40).to(gpu), normal(40, 64, seed=1).to(gpu)
+    fit = l1_regress(A, A @ U + sparse_errors(300, 64, 0.2).to(gpu))
     assert set(fit.status) == {"exact"}
     torch.testing.assert_close(fit.coefficients, U, rtol=0, atol=1e-12)

@@ -314,13 +314,12 @@ def test_learns_shapes(bundle: DataBundle, task: Task) -> None:
 
 # --- steps on CUDA ------------------------------------------------------------------------------
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 EXACT = Recipe(
     epochs=3, batch_size=12, lr=0.125, schedule="constant", nesterov=True, crop=2, flip=True
 )  # a learning rate that float32 holds exactly; batches of two sizes
 
 
-def random_split(count: int, device: str = "cpu") -> Split:
+def random_split(count: int, device: torch.device | str = "cpu") -> Split:
     images = torch.randint(256, (count, 3, 16, 16), generator=rng(), dtype=torch.uint8)
     return Split(images, torch.randint(10, (count,), generator=rng(1))).to(device)
 
@@ -378,25 +377,21 @@ def test_what_chance_decides_comes_batch_by_batch() -> None:
     assert [whole[row].unique().tolist() for row in (1, 2, 3)] == [[0, 1, 2, 3, 4]] * 2 + [[0, 1]]
 
 
-@pytest.mark.cuda
-@cuda
-def test_cuda_takes_the_same_batches() -> None:
+def test_cuda_takes_the_same_batches(gpu: torch.device) -> None:
     recipe = replace(EXACT, batch_size=7)
-    here, there = random_split(50), random_split(50, "cuda")
+    here, there = random_split(50), random_split(50, gpu)
     for one, other in zip(batches(here, recipe, 0, 1), batches(there, recipe, 0, 1), strict=True):
         assert torch.equal(one[0], other[0].cpu())
         assert torch.equal(one[1], other[1].cpu())
 
 
-@pytest.mark.cuda
-@cuda
 @pytest.mark.parametrize("name", MODELS.names())
-def test_cuda_graphs_train_alike(name: str) -> None:
+def test_cuda_graphs_train_alike(name: str, gpu: torch.device) -> None:
     """Ten steps of a size; convolutions may sum in another order."""
     recipe = replace(EXACT, lr=1 / 128)
     shape = {"one_hidden": (1, 28, 28), "lenet": (1, 28, 28)}.get(name, (3, 32, 32))
     images = torch.randint(256, (200, *shape), generator=rng(), dtype=torch.uint8)
-    split = Split(images, torch.randint(10, (200,), generator=rng(1))).to("cuda")
+    split = Split(images, torch.randint(10, (200,), generator=rng(1))).to(gpu)
     plain, replayed = (new_step(split, recipe, name) for _ in range(2))
     take = Replayed(replayed)
     with precision(recipe, split.images.device):
@@ -408,11 +403,9 @@ def test_cuda_graphs_train_alike(name: str) -> None:
     assert apart < 1e-2
 
 
-@pytest.mark.cuda
-@cuda
 @pytest.mark.parametrize("graphs", [False, True])
-def test_cuda_waits_for_nothing_within_an_epoch(graphs: bool) -> None:
-    step = new_step(random_split(200, "cuda"), EXACT)
+def test_cuda_waits_for_nothing_within_an_epoch(graphs: bool, gpu: torch.device) -> None:
+    step = new_step(random_split(200, gpu), EXACT)
     take = Replayed(step) if graphs else step
     take_epoch(take, step, 0, 0)  # captures
     torch.cuda.set_sync_debug_mode("error")
@@ -423,15 +416,13 @@ def test_cuda_waits_for_nothing_within_an_epoch(graphs: bool) -> None:
     assert math.isfinite(float(total))
 
 
-@pytest.mark.cuda
-@cuda
-def test_cuda_bf16_is_close_to_fp32() -> None:
+def test_cuda_bf16_is_close_to_fp32(gpu: torch.device) -> None:
     """The loss of the first epochs; what a whole training makes of it is for a benchmark."""
     found = []
     for name in ("fp32", "bf16"):
         recipe = replace(EXACT, lr=1 / 128, precision=name)
         notes: dict[str, Any] = {}
-        split = random_split(240, "cuda")
+        split = random_split(240, gpu)
         model = new_step(split, recipe).model
         fit(model, split, recipe, seed=0, progress=QUIET, notes=notes, static=True)
         found.append(notes["loss_by_epoch"])
