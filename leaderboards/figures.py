@@ -94,8 +94,13 @@ def _save(paint: Paint, size: tuple[float, float], stem: Path) -> list[Path]:
     return written
 
 
+def _width(chart: Scatter | RankDiagram) -> float:
+    """In inches: of a paper's column, or of both."""
+    return 2.1 * COLUMN if isinstance(chart, Scatter) and chart.wide else COLUMN
+
+
 def _size(chart: Scatter | RankDiagram) -> tuple[float, float]:
-    return COLUMN, COLUMN * chart.height / chart.width
+    return _width(chart), _width(chart) * chart.height / chart.width
 
 
 def _canvas(axes: Any, chart: Scatter | RankDiagram) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _canvas(axes: Any, chart: Scatter | RankDiagram) -> dict[str, Any]:
     axes.set(xlim=(0, chart.width), ylim=(chart.height, 0))
     axes.set_axis_off()
     axes.set_position((0, 0, 1, 1))
-    return {"fontsize": LETTERS * 72 * COLUMN / chart.width}
+    return {"fontsize": LETTERS * 72 * _width(chart) / chart.width}
 
 
 def _scatter(axes: Any, chart: Scatter) -> None:
@@ -118,7 +123,13 @@ def _scatter(axes: Any, chart: Scatter) -> None:
             tick.at, frame.bottom + 16, tick.text, ha="center", va="baseline", color=_QUIET, **text
         )
     middle = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
-    axes.text(middle[0], chart.height - 6, "ASR %, square-root scale ↓", ha="center", **text)
+    axes.text(
+        middle[0],
+        chart.height - 6,
+        "ASR % ↓ (both axes: square root of the error)",
+        ha="center",
+        **text,
+    )
     axes.text(11, middle[1], "ACC % ↑", rotation=90, ha="center", va="center", **text)
     front = sorted((mark.x, mark.y) for mark in chart.marks if mark.point.on_front)
     if len(front) > 1:

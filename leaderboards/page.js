@@ -30,7 +30,10 @@
     return element;
   };
   const sheets = [...document.querySelectorAll(".sheet")];
-  const nameOf = (row) => row.cells[0].textContent.trim();
+  const nameOf = (row) => row.cells[0].firstChild.textContent.trim();
+  const markOf = (row) => row.cells[0].querySelector("sup")?.textContent ?? "";
+  const remarksOf = (sheet) =>
+    [...document.querySelectorAll(`#${sheet.id}-remarks li`)].map((line) => line.textContent);
   const rowsOf = (sheet) => [...sheet.tBodies]
     .filter((body) => !body.classList.contains("line"))
     .flatMap((body) => [...body.rows]);
@@ -47,9 +50,9 @@
   // Sorting: within the groups, so that what stands below the line stays there; missing last.
   const sort = (sheet, column, descending) => {
     const key = (row) => {
-      const cell = row.cells[column];
-      const text = partsOf(cell)[0];
-      return cell.matches("th, .words") ? text : text === "–" ? "" : plain(text);
+      if (!column) return nameOf(row);
+      const text = partsOf(row.cells[column])[0];
+      return text === "–" ? "" : plain(text);
     };
     const compare = (a, b) => {
       const [x, y] = [key(a), key(b)];
@@ -124,16 +127,16 @@
       return /[",\n]/.test(safe) ? `"${safe.replace(/"/g, '""')}"` : safe;
     };
     const lines = [["table", ...headings.flatMap((heading) =>
-      /^(defense|remarks)/.test(heading) ? [heading] : [heading, "±"])]];
+      heading === "defense" ? [heading] : [heading, "±"]), "remarks"]];
     for (const sheet of found) {
-      const columns = columnsOf(sheet);
+      const [columns, remarks] = [columnsOf(sheet), remarksOf(sheet)];
       for (const row of shownOf(sheet)) {
         lines.push([titleOf(sheet), ...headings.flatMap((heading) => {
           const cell = row.cells[columns.indexOf(heading)];
-          if (/^(defense|remarks)/.test(heading)) return [cell?.textContent.trim() ?? ""];
+          if (heading === "defense") return [nameOf(row)];
           const [mean, deviation] = cell ? partsOf(cell) : ["", ""];
           return [mean === "–" ? "" : plain(mean), deviation];
-        })]);
+        }), remarks[markOf(row) - 1] ?? ""]);
       }
     }
     return lines.map((line) => line.map(field).join(",") + "\n").join("");
@@ -146,17 +149,19 @@
   const latex = (found) => found.map((sheet) => {
     const columns = columnsOf(sheet);
     const line = (row) => columns.map((_, index) => {
+      if (!index) return tex(nameOf(row)) + (markOf(row) && `$^{${markOf(row)}}$`);
       const [mean, deviation] = partsOf(row.cells[index]);
       const text = tex(mean) + (deviation && ` $\\pm$ ${deviation}`);
       return row.cells[index].querySelector("b") ? `\\textbf{${text}}` : text;
     }).join(" & ") + " \\\\\n";
     const groups = [...sheet.tBodies].map((body) =>
       [...body.rows].filter((row) => !row.hidden && row.cells.length > 1).map(line).join(""));
-    const align = columns.map((name) => /^(defense|remarks)/.test(name) ? "l" : "r").join("");
+    const align = columns.map((name) => name === "defense" ? "l" : "r").join("");
+    const notes = remarksOf(sheet).map((text, index) => `$^{${index + 1}}$ ${tex(text)}`);
     return `\\begin{table}\n\\centering\n\\caption{${tex(titleOf(sheet))}.}\n`
       + `\\begin{tabular}{${align}}\n\\toprule\n${columns.map(tex).join(" & ")} \\\\\n\\midrule\n`
       + groups.filter(Boolean).join("\\midrule\n")
-      + "\\bottomrule\n\\end{tabular}\n\\end{table}\n";
+      + `\\bottomrule\n\\end{tabular}\n${notes.map((note) => `\\par ${note}\n`).join("")}\\end{table}\n`;
   }).join("\n");
   for (const button of document.querySelectorAll("[data-file]")) {
     button.hidden = false;

@@ -34,7 +34,7 @@ from .table import (
 
 REMEDY = "pip install 'purebench[page]'"
 
-_LONGEST = 80  # letters of a name or remark
+_NAME, _REMARK = 80, 300  # letters
 _SHADES = 10  # of the heat map, in page.css
 # columns whose text elsewhere has no room for a unit
 _UNITS = {"benign_count": "images ↓", "n": "seeds", "rank": "mean ↓", "seconds": "wall ↓"}
@@ -59,12 +59,14 @@ class Entry:
 class Line:
     """A row of a table: a defense.
 
-    records: their addresses, "HEAD SEED-FINGERPRINT ...", for every HEAD after a "|"; the script
-        puts the sheet's base before HEAD, and links to HEAD-sSEED-FINGERPRINT.json.
+    remark: number of its remark among the sheet's, 0 without. records: their addresses,
+        "HEAD SEED-FINGERPRINT ...", for every HEAD after a "|"; the script puts the sheet's base
+        before HEAD, and links to HEAD-sSEED-FINGERPRINT.json.
     """
 
     row: Row
     entries: tuple[Entry, ...]
+    remark: int
     records: str
 
 
@@ -73,7 +75,7 @@ class Sheet:
     """A table.
 
     base: what all addresses of its records begin with. groups: rows above the line, rows below
-    it, rows without numbers.
+    it, rows without numbers. remarks: of rows, each once.
     """
 
     table: Table
@@ -81,6 +83,7 @@ class Sheet:
     base: str
     columns: tuple[Column, ...]
     groups: tuple[tuple[Line, ...], ...]
+    remarks: tuple[str, ...]
     notes: tuple[str, ...]
     stealth: str
 
@@ -275,6 +278,7 @@ def _count(count: int, noun: str) -> str:
 
 def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
     shown = tuple(column for column in columns(table) if _tells(column, table))
+    remarks = [text for text in dict.fromkeys(map(REMARKS.text, table.rows)) if text]
     best = {column: outstanding(table, column) for column in shown}
     spaced = {c for c in shown if any(" ± " in c.text(row) for row in table.rows)}
     heads: list[dict[str, list[str]]] = []
@@ -288,7 +292,8 @@ def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
             for column in shown
         )
         places = [" ".join([head[len(base) :], *tails]) for head, tails in found.items()]
-        groups[max(row.group, 1)].append(Line(row, entries, "|".join(places)))
+        remark = 1 + remarks.index(text) if (text := REMARKS.text(row)) else 0
+        groups[max(row.group, 1)].append(Line(row, entries, remark, "|".join(places)))
     told = (f"{_MEASURES[key][0]} {table.stealth[key]:.3g}{_MEASURES[key][1]}"
             for key in _MEASURES if key in table.stealth)  # fmt: skip
     return Sheet(
@@ -297,34 +302,35 @@ def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
         base,
         shown,
         tuple(tuple(groups[group]) for group in (1, 2, 3)),
+        tuple(_cut(remark, _REMARK) for remark in remarks),
         tuple(notes(table)),
         ", ".join(told),
     )
 
 
 def _tells(column: Column, table: Table) -> bool:
-    """Whether a page needs the column: intervals stand under their means, and what the subtitle
-    says for all rows is not said again."""
+    """Whether a page needs the column: intervals stand under their means, remarks under the table,
+    and what the subtitle says for all rows is not said again."""
     texts = {column.text(row) for row in table.rows}
     if column.name in ("benign_count", "n"):
         return len(texts) > 1
-    return column.name != "interval" and any(text.strip("–") for text in texts)
+    return column.name not in ("interval", "remarks") and any(text.strip("–") for text in texts)
 
 
 def _entry(column: Column, row: Row, best: bool, spaced: bool, kind: Kind) -> Entry:
     text = column.text(row)
-    if column in (DEFENSE, REMARKS):
-        return Entry(_cut(text))
+    if column is DEFENSE:
+        return Entry(_cut(text, _NAME))
     mean, _, deviation = text.replace("-", "−").partition(" ± ")
     # of one attack over seeds, it follows from the deviation
     between = row.intervals.get(column.name) if kind == "mean" or not deviation else None
     return Entry(mean, deviation, _interval(between, column), spaced, best)
 
 
-def _cut(text: str) -> str:
-    """What is too long for a cell; the records have it whole."""
+def _cut(text: str, most: int) -> str:
+    """What is too long; the records have it whole."""
     text = plain(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _interval(between: Interval | None, column: Column) -> str:
@@ -364,8 +370,8 @@ def _heat(
             shade = -1 if asr is None else min(int(asr * _SHADES), _SHADES - 1)
             text = "–" if asr is None else square(asr)
             squares.append(Square(text, shade, bool(row and row.remarks)))
-        lines.append((_cut(defense), tuple(squares)))
-    return tuple(_cut(attack) for attack in chart.attacks), tuple(lines)
+        lines.append((_cut(defense, _NAME), tuple(squares)))
+    return tuple(_cut(attack, _NAME) for attack in chart.attacks), tuple(lines)
 
 
 def bibtex(board: Board, key: str) -> str:

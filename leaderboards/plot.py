@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from .table import plain
 LETTERS = 12.0  # size of the text
 LETTER, LINE = 6.9, 14.0  # width of a letter and height of a line at that size
 NAME_LENGTH = 24  # letters of a name that a drawing shows; the tables have it whole
+NARROW, WIDE = (440.0, 330.0), (900.0, 400.0)  # a scatter's size, in one column or over two
+CROWD = 12  # marks that one column has room for
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Scatter:
     front: str
 
     @property
+    def wide(self) -> bool:
+        return self.width == WIDE[0]
+
+    @property
     def whiskers(self) -> bool:
         return any(mark.point.asr_std or mark.point.acc_std for mark in self.marks)
 
@@ -86,23 +93,25 @@ def text_width(text: str) -> float:
 
 
 def scatter(points: Sequence[Point]) -> Scatter | None:
-    """ACC over ASR, ASR on a square-root scale: most defenses crowd near zero."""
+    """ACC over ASR, both on square-root scales of the error: where little is wrong, most defenses
+    crowd."""
     if not points:
         return None
-    width, height = 440.0, 330.0
+    width, height = NARROW if len(points) <= CROWD else WIDE
     frame = Box(46, 10, width - 14, height - 42)
-    low = min(point.acc - point.acc_std for point in points)
-    high = max(point.acc + point.acc_std for point in points)
-    room = max(0.12 * (high - low), 0.004)
-    low, high = max(low - room, 0.0), min(high + room, 1.0)
+    roots = [math.sqrt(1 - point.acc) for point in points]
+    room = max(0.15 * (max(roots) - min(roots)), 0.01)
+    least, most = max(min(roots) - room, 0.0), min(max(roots) + room, 1.0)
+    low, high = 1 - most**2, 1 - least**2
 
     def x(asr: float) -> float:
         share = math.sqrt(min(max(asr, 0.0), 1.0))
         return round(frame.left + 8 + share * (frame.right - frame.left - 16), 1)
 
     def y(acc: float) -> float:
-        share = (min(max(acc, low), high) - low) / (high - low)
-        return round(frame.bottom - share * (frame.bottom - frame.top), 1)
+        root = math.sqrt(1 - min(max(acc, low), high))
+        share = min(max((root - least) / (most - least), 0.0), 1.0)
+        return round(frame.top + share * (frame.bottom - frame.top), 1)
 
     bare = [
         Mark(
@@ -115,18 +124,25 @@ def scatter(points: Sequence[Point]) -> Scatter | None:
         )
         for point in points
     ]
-    labels = _labels(bare, frame)
+    front = sorted({(mark.x, mark.y) for mark in bare if mark.point.on_front})
+    labels = _labels(bare, front, frame)
     marks = tuple(replace(m, label=label) for m, label in zip(bare, labels, strict=True))
-    front = sorted({(mark.x, mark.y) for mark in marks if mark.point.on_front})
     return Scatter(
         width,
         height,
         frame,
         tuple(Tick(x(share), f"{100 * share:g}") for share in ASR_TICKS),
-        tuple(Tick(y(percent / 100), f"{percent:g}") for percent in ticks(100 * low, 100 * high)),
+        tuple(Tick(y(percent / 100), f"{percent:g}") for percent in _acc_ticks(low, high)),
         marks,
         _stairs(front),
     )
+
+
+def _acc_ticks(low: float, high: float) -> list[float]:
+    """Percent, at errors of 1, 2 or 5 times a power of ten, where these are enough."""
+    errors = [0.0, *(k * 10.0**power for power in (-1, 0, 1) for k in (1, 2, 5))]
+    inside = [100 - error for error in errors if low <= 1 - error / 100 <= high]
+    return inside if len(inside) > 2 else ticks(100 * low, 100 * high)
 
 
 def _stairs(front: Sequence[tuple[float, float]]) -> str:
@@ -138,11 +154,16 @@ def _stairs(front: Sequence[tuple[float, float]]) -> str:
     return "".join(steps)
 
 
-def _labels(marks: Sequence[Mark], frame: Box) -> list[Label | None]:
+def _labels(
+    marks: Sequence[Mark], front: Sequence[tuple[float, float]], frame: Box
+) -> list[Label | None]:
     """Beside each mark where there is room, else further off with a leader, else none."""
     taken = [Box(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     taken += [Box(mark.across[0], mark.y - 1, mark.across[1], mark.y + 1) for mark in marks]
     taken += [Box(mark.x - 1, mark.down[0], mark.x + 1, mark.down[1]) for mark in marks]
+    for (left, above), (right, below) in itertools.pairwise(front):
+        top, bottom = min(above, below), max(above, below)
+        taken += [Box(left, above - 1, right, above + 1), Box(right - 1, top, right + 1, bottom)]
     labels: list[Label | None] = []
     for mark in marks:
         name, x, y = short(mark.point.defense), mark.x, mark.y
@@ -165,7 +186,7 @@ def _offers(x: float, y: float, wide: float) -> Iterator[tuple[float, float, boo
     yield from ((x + 9, y, True), (x - 9 - wide, y, True))
     yield from ((x + left, y + up, True) for left in (6, -6 - wide) for up in (-9, 9))
     yield from ((x - wide / 2, y - 14, True), (x - wide / 2, y + 14, True))
-    for far in range(18, 150, 11):
+    for far in range(18, 90, 11):
         for up in (-far, far):
             yield from ((x + 12, y + up, False), (x - 12 - wide, y + up, False))
             yield (x - wide / 2, y + up, False)

@@ -249,7 +249,7 @@ def test_every_column_has_a_unit_or_a_direction() -> None:
     fewer = [record("blend", "fewer", 90, 0, benign_count=300)]
     (first, *_) = re.findall(r"<thead><tr>(.*?)</thead>", page.render([*SOUND, *fewer]))
     heads = re.split("<th(?: class=.*?)?>", first)[1:]
-    assert {head for head in heads if "<small>" not in head} <= {"defense", "remarks"}
+    assert {head for head in heads if "<small>" not in head} == {"defense"}
     assert {"ASR <small>% ↓</small>", "benign <small>images ↓</small>"} < set(heads)
 
 
@@ -257,6 +257,40 @@ def test_what_is_the_same_in_all_rows_has_no_column() -> None:
     text = page.render(SOUND)
     assert "5\u00a0% benign (3,000 images)" in text
     assert "<th>benign" not in text
+
+
+def test_remarks_stand_once_below_their_table() -> None:
+    failed = [
+        record("blend", name, 90, 0, status="failed", after=None, error="RuntimeError: no")
+        for name in ("one", "other")
+    ]
+    weak = [record("wanet", "none", 90, 0, before=Scores(900, 1000, 50, 450, 500, 100, 0))]
+    found = elements(page.render([*SOUND, *failed, *weak]))
+    marks, notes = found.inside["sup"], found.inside["li"]
+    told = [note for note in notes if note.startswith("failed")]
+    assert told == ["failed: RuntimeError: no"]
+    assert "2 of 3 attacks" not in " ".join(found.inside["th"])
+    assert marks.count("1") >= 2
+    assert any("weak attack" in note for note in notes)
+
+
+def test_a_crowd_has_the_width_of_two_drawings() -> None:
+    few, many = ({f"d{i}": (80 + i % 9, i) for i in range(count)} for count in (12, 13))
+    texts = [page.render(board(some, ("badnets", "blend"))) for some in (few, many)]
+    widths = [float(text.partition('aria-label="Scatter of')[0].split('"0 0 ')[-1].split()[0])
+              for text in texts]  # fmt: skip
+    assert widths == [plot.NARROW[0], plot.WIDE[0]]
+
+
+def test_errors_have_square_root_scales() -> None:
+    """Four times the error is twice as far from none."""
+    (made,) = rows.boards(board({"a": (96, 4), "b": (84, 16), "c": (99, 1)}, ("badnets", "blend")))
+    chart = plot.scatter(charts.points(made.conditions[0]))
+    assert chart is not None
+    at = {mark.point.defense: mark for mark in chart.marks}
+    assert at["b"].x - at["a"].x == pytest.approx(2 * (at["a"].x - at["c"].x), abs=0.5)
+    assert at["b"].y - at["a"].y == pytest.approx(2 * (at["a"].y - at["c"].y), abs=0.5)
+    assert [tick.text for tick in chart.y_ticks] == ["99.5", "99", "98", "95", "90"]
 
 
 def test_the_citation_is_a_file() -> None:
@@ -480,7 +514,8 @@ def test_rows_link_to_their_records(browser: Any, tmp_path: Path) -> None:
 def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
-    opened(browser, tmp_path, HOSTILE[:3] + SOUND)
+    slow = record("blend", "slow", 90, 0, status="failed", after=None, error="100 % & more")
+    opened(browser, tmp_path, [*HOSTILE[:3], *SOUND, slow])
     browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=csv]").click()
     browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=tex]").click()
     stem = tmp_path / "shapes-small_cnn-5"
@@ -488,13 +523,18 @@ def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
     wait: Any = import_module("selenium.webdriver.support.ui").WebDriverWait
     wait(browser, 60).until(lambda _: all(file.is_file() for file in files))
     lines = list(csv.DictReader(io.StringIO(files[0].read_text("utf-8"))))
-    assert len(lines) == 4 * 5
+    assert len(lines) == 4 * 5 + 2
+    told = [line["remarks"] for line in lines if line["defense"] == "slow"]
+    assert told[1] == "failed: 100 % & more"
+    assert all(not line["remarks"] for line in lines if line["defense"] == "best")
     (line,) = [row for row in lines if "mean over" in row["table"] and row["defense"] == "best"]
     assert (line["ACC % ↑"], line["ASR % ↓"]) == ("89.00", "3.00")
     latex = files[1].read_text("utf-8")
     assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 4
     assert "small\\_cnn" in latex
     assert r"best & \textbf{89.00 $\pm$ 0.00}" in latex
+    assert r"\par $^{1}$ failed: 100 \% \& more" in latex
+    assert "slow$^{1}$ & " in latex
 
 
 @pytest.mark.parametrize("records", [SOUND, HOSTILE], ids=["sound", "hostile"])
