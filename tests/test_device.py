@@ -168,6 +168,25 @@ def test_attack(name: str, attacker: AttackContext) -> None:
         assert torch.equal(here.poisoned, there.poisoned)
 
 
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_an_attack_waits_for_the_device_once_an_epoch(name: str, attacker: AttackContext) -> None:
+    """For its loss; those that also train a helper, for that one's."""
+
+    def waited(epochs: int) -> int:
+        with pretended() as device:
+            ctx = replace(
+                attacker,
+                train=part(attacker.train, 100, device),
+                build=lambda: attacker.build().to(device),
+                recipe=replace(attacker.recipe, epochs=epochs, batch_size=20),
+                device=device,
+            )
+            ATTACKS[name]().run(ctx)
+            return waits.total()
+
+    assert 1 <= waited(3) - waited(2) <= 2
+
+
 @pytest.mark.parametrize("name", DEFENSES.names())
 def test_defense(name: str, victim: BackdooredModel, defender: DefenseContext) -> None:
     def run(device: torch.device) -> nn.Module:
