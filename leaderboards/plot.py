@@ -165,20 +165,31 @@ def _labels(
         top, bottom = min(above, below), max(above, below)
         taken += [Box(left, above - 1, right, above + 1), Box(right - 1, top, right + 1, bottom)]
     labels: list[Label | None] = []
+    texts: list[Box] = []
     for mark in marks:
         name, x, y = short(mark.point.defense), mark.x, mark.y
         wide = text_width(name)
         for left, middle, near in _offers(x, y, wide):
             box = Box(left, middle - LINE / 2, left + wide, middle + LINE / 2)
-            if frame.holds(box) and not any(box.meets(other) for other in taken):
-                taken.append(box)
-                end = min(max(x, left), left + wide)
+            end = min(max(x, left), left + wide)
+            line = [] if near else _dots((x, y), (end, middle))
+            free = frame.holds(box) and not any(box.meets(other) for other in taken)
+            if free and not any(dot.meets(other) for dot in line for other in texts):
+                taken += [box, *line]
+                texts.append(box)
                 leader = None if near else (x, y, round(end, 1), middle)
                 labels.append(Label(name, round(left, 1), round(middle + 4, 1), leader))
                 break
         else:
             labels.append(None)
     return labels
+
+
+def _dots(start: tuple[float, float], end: tuple[float, float]) -> list[Box]:
+    """Along a line, away from its ends."""
+    (x, y), (to_x, to_y) = start, end
+    at = [(x + k / 10 * (to_x - x), y + k / 10 * (to_y - y)) for k in range(2, 9)]
+    return [Box(x - 1, y - 1, x + 1, y + 1) for x, y in at]
 
 
 def _offers(x: float, y: float, wide: float) -> Iterator[tuple[float, float, bool]]:

@@ -176,6 +176,10 @@ def test_labels_meet_neither_each_other_nor_a_mark() -> None:
     boxes = [plot.Box(at.x, at.y - 10, at.x + plot.text_width(at.text), at.y + 3) for at in labels]
     assert len(boxes) >= 10
     assert all(chart.frame.holds(box) for box in boxes)
+    for label, own in zip(labels, boxes, strict=True):
+        x, y, to_x, to_y = label.leader or (0, 0, 0, 0)
+        middle = plot.Box(*[(x + to_x) / 2, (y + to_y) / 2] * 2)
+        assert not any(box.meets(middle) for box in boxes if box is not own)
     for index, box in enumerate(boxes):
         assert not any(box.meets(other) for other in boxes[:index])
         assert not any(
