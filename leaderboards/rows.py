@@ -15,11 +15,13 @@ from purebench.record import Record
 from purebench.settings import canonical
 
 from . import reference
-from .intervals import Interval, binomial_interval, t_interval
+from .intervals import Interval, binomial_interval, deviation, t_interval
 from .ranks import Ranking, rank
 
 UNDEFENDED = "none"
 CONTROL = "none"  # the attack that poisons nothing
+PLAIN = "fine_tune"  # what a defense must do more than
+NOTICED = 0.05  # of ASR: what counts as more
 TOLERATED_DROP = 0.05  # of clean accuracy: a defense that loses more stands below the line
 
 SHARES = ("acc", "acc_drop", "asr", "ra", "der", "reactivated", "control_drop")
@@ -84,6 +86,8 @@ class Table:
     """One attack (or none, the control) or the mean over attacks; rows best first.
 
     attack: as tables call it. attacks: those that a mean is over, by the same names.
+    idle: defenses of a mean that take no attack's ASR ``NOTICED`` below what plain fine-tuning
+        leaves, and beyond the spread of both.
     stealth: what the trigger does to images, mean over victims.
     shown: the columns wanted, as fields of a row; empty: whatever there is. top: of rows likewise.
     """
@@ -94,6 +98,7 @@ class Table:
     rows: tuple[Row, ...]
     ranking: Ranking | None = None
     attacks: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     stealth: Mapping[str, float] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
     top: int | None = None
@@ -328,7 +333,27 @@ def _mean_table(
     rate = label.removeprefix("mean")
     names = ", ".join(sorted(name.removesuffix(rate) for name in attacks))
     title = _title(board, f"{label} over {names}", records)
-    return Table("mean", label, title, _sorted(made), ranking, tuple(attacks))
+    return Table("mean", label, title, _sorted(made), ranking, tuple(attacks), _idle(attacks))
+
+
+def _idle(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> tuple[str, ...]:
+    """Whoever met an attack that plain fine-tuning did not meet is not judged."""
+    acts: dict[str, bool] = {}
+    unknown: set[str] = set()
+    for met in attacks.values():
+        left = {
+            defense: tuple(_outcome(record)[2] for record in records if _counts(record))
+            for defense, records in met.items()
+        }
+        plain = left.pop(PLAIN, ())
+        for defense, values in left.items():
+            if not plain and values:
+                unknown.add(defense)
+            elif values and defense != UNDEFENDED:
+                spread = (deviation(plain) or 0.0) + (deviation(values) or 0.0)
+                gained = statistics.fmean(plain) - statistics.fmean(values)
+                acts[defense] = acts.get(defense, False) or gained >= max(NOTICED, spread) - 1e-9
+    return tuple(sorted(name for name, acted in acts.items() if not acted and name not in unknown))
 
 
 def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:

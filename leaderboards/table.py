@@ -19,7 +19,7 @@ from purebench.record import Record
 from . import reference
 from .intervals import Interval, deviation
 from .ranks import Ranking
-from .rows import SHARES, TOLERATED_DROP, Board, Row, Table, boards
+from .rows import NOTICED, PLAIN, SHARES, TOLERATED_DROP, Board, Row, Table, boards
 
 LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
 
@@ -169,6 +169,10 @@ def notes(table: Table) -> list[str]:
         told.append(LINE)
     if table.ranking and (not table.shown or "rank" in table.shown):
         told.append(note(table.ranking))
+    if table.idle and (not table.shown or "asr" in table.shown):
+        told.append(
+            f"on no attack {100 * NOTICED:g} points of ASR below {PLAIN}: {', '.join(table.idle)}"
+        )
     if any(row.published for row in table.rows):
         told.append(reference.NOTE)
     return told

@@ -372,6 +372,36 @@ def test_only_defenses_that_met_every_attack_are_ranked() -> None:
     assert "rank: mean over 2 attacks, by DER; ranks closer than" in table.screen(records)
 
 
+def test_who_does_no_more_than_plain_tuning_is_named() -> None:
+    """Five points of ASR on one attack are enough, unless they are within the spread."""
+    left = {
+        "fine_tune": ((90, 90), (60, 60)),
+        "none": ((100, 100), (100, 100)),
+        "acts_once": ((90, 90), (55, 55)),
+        "too_little": ((86, 86), (60, 60)),
+        "too_unsure": ((90, 90), (60, 20)),
+        "worse": ((99, 99), (99, 99)),
+    }
+    records = [
+        record(attack, name, scores(90, asr), seed=seed)
+        for name, found in left.items()
+        for attack, values in zip(("blend", "badnets"), found, strict=True)
+        for seed, asr in enumerate(values)
+    ]
+    assert tables(records)["mean"].idle == ("too_little", "too_unsure", "worse")
+    told = "on no attack 5 points of ASR below fine_tune: too_little, too_unsure, worse"
+    assert told in table.screen(records)
+    assert told not in table.screen(records, shown=["acc"])
+
+
+def test_without_plain_tuning_nobody_is_named() -> None:
+    records = [record(attack, "worse", scores(90, 99)) for attack in ("blend", "badnets", "wanet")]
+    assert tables(records)["mean"].idle == ()
+    plain = [record(attack, "fine_tune", scores(90, 99)) for attack in ("blend", "badnets")]
+    assert tables([*records, *plain])["mean"].idle == ()
+    assert tables([*records[:2], *plain])["mean"].idle == ("worse",)
+
+
 def test_a_failed_cell_ranks_last() -> None:
     attacks = ("blend", "badnets")
     records = [record(attack, "prune", scores(90, 99)) for attack in attacks]
