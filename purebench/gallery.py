@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,14 +18,14 @@ GAIN = 5  # a change of one step in a pixel is drawn as so many
 COLUMNS = ("clean", "triggered", f"residual x {GAIN}")
 
 _CELL = 112  # pixels that an image is enlarged to, or the next below by a whole factor
-_MOST = 10  # rows
-_DOWN = 5  # rows before a second block begins beside the first
+_MOST = 10  # rows of a victim
+_DOWN = 5  # rows of a block; the next one begins beside it
 _GAP, _MARGIN, _LABEL = 6, 24, 34
 _INK, _FAINT, _PAPER, _FRAME = "#1c2430", "#5d6878", "#ffffff", "#c9d0d9"
 
 
 class Row(NamedTuple):
-    """label: the class. clean, marked: uint8 (C, H, W)."""
+    """label: the class, or the attack. clean, marked: uint8 (C, H, W)."""
 
     label: str
     clean: Tensor
@@ -51,8 +52,8 @@ def rows(victim: Victim) -> list[Row]:
     return found
 
 
-def page(victim: Victim) -> bytes:
-    """PNG of the victim's trigger on ``rows``, with its distances and the undefended scores."""
+def page(victim: Victim, rows: Sequence[Row]) -> bytes:
+    """PNG of the victim's trigger on its ``rows``, its distances and the undefended scores."""
     plan, scores, found = victim.plan, victim.scores, victim.stealth
     title = f"{victim.attack.name} on {plan.dataset.name}"
     facts = [
@@ -64,7 +65,14 @@ def page(victim: Victim) -> bytes:
             f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.4f}",
             f"L-inf {found['linf']:.3f}, L2 {found['l2']:.2f}",
         ]
-    return sheet(title, rows(victim), facts)
+    return sheet(title, rows, facts)
+
+
+def overview(victims: Mapping[str, Sequence[Row]], dataset: str) -> bytes:
+    """PNG of attacks beside each other, by name, each on its middle row: victims of one seed and
+    target have the same images there."""
+    found = [Row(name, *rows[len(rows) // 2][1:]) for name, rows in victims.items()]
+    return sheet(f"{len(found)} attacks on {dataset}", found, ())
 
 
 def sheet(title: str, rows: Sequence[Row], facts: Sequence[str]) -> bytes:
@@ -74,22 +82,23 @@ def sheet(title: str, rows: Sequence[Row], facts: Sequence[str]) -> bytes:
     size = (width * scale, height * scale)
     blocks = -(-len(rows) // _DOWN)
     down = -(-len(rows) // blocks)
-    block = _LABEL + len(COLUMNS) * (size[0] + _GAP)
-    top, foot = _MARGIN + 58, -(-len(facts) // blocks) * 22 + 12
+    heading, text = ImageFont.load_default(22), ImageFont.load_default(14)
+    name = max(_LABEL, 14 + math.ceil(max(text.getlength(row.label) for row in rows)))
+    block = name + len(COLUMNS) * (size[0] + _GAP)
+    top, foot = _MARGIN + 58, -(-len(facts) // blocks) * 22 + (12 if facts else 0)
     across = 2 * _MARGIN + blocks * block + (blocks - 1) * _MARGIN - _GAP
     picture = Image.new("RGB", (across, top + down * (size[1] + _GAP) + foot + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(picture)
-    heading, text = ImageFont.load_default(22), ImageFont.load_default(14)
     pen.text((_MARGIN, _MARGIN - 6), title, _INK, heading)
     for index, row in enumerate(rows):
         left = _MARGIN + index // down * (block + _MARGIN)
         y = top + index % down * (size[1] + _GAP)
-        pen.text((left + _LABEL // 2 - 4, y + size[1] // 2), row.label, _INK, text, "mm")
+        pen.text((left + name - 12, y + size[1] // 2), row.label, _INK, text, "rm")
         drawn = (row.clean, row.marked, residual(row.clean, row.marked))
-        for column, (name, image) in enumerate(zip(COLUMNS, drawn, strict=True)):
-            x = left + _LABEL + column * (size[0] + _GAP)
+        for column, (told, image) in enumerate(zip(COLUMNS, drawn, strict=True)):
+            x = left + name + column * (size[0] + _GAP)
             if index % down == 0:
-                pen.text((x + size[0] // 2, top - 8), name, _FAINT, text, "ms")
+                pen.text((x + size[0] // 2, top - 8), told, _FAINT, text, "ms")
             picture.paste(_image(image).resize(size, Image.Resampling.NEAREST), (x, y))
             pen.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_FRAME)
     for index, fact in enumerate(facts):

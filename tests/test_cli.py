@@ -430,16 +430,20 @@ def test_show(attack: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     small = [f"--set={key}={value}" for key, value in TINY.items()]
     words = ["show", "--attack", "badnets", "--dataset", "shapes", *small]
     attack("--defense", "none")
-    monkeypatch.setattr(PoisoningAttack, "run", lambda *_: pytest.fail("trained again"))
+    file = place / "results" / "figures" / "badnets-s0.png"
     pictures = []
-    for _ in range(2):
-        assert main(words) == OK
-        file = place / "results" / "figures" / "badnets-s0.png"
-        pictures.append(file.read_bytes())
+    with monkeypatch.context() as patched:
+        patched.setattr(PoisoningAttack, "run", lambda *_: pytest.fail("trained again"))
+        for _ in range(2):
+            assert main(words) == OK
+            pictures.append(file.read_bytes())
     assert pictures[0] == pictures[1]
     with Image.open(file) as image:
         assert image.format == "PNG"
         assert image.height > image.width / 2
+    assert not file.with_name("overview-s0.png").exists()
+    assert main(["show", "--attack", "badnets", "blend", *words[3:]]) == OK
+    assert file.with_name("overview-s0.png").exists()
 
 
 def test_show_tells_what_fails(bench: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

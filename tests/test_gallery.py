@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purebench.gallery import GAIN, Row, residual, sheet
+from purebench.gallery import GAIN, Row, overview, residual, sheet
 
 
 def test_residual() -> None:
@@ -47,3 +47,15 @@ def test_many_rows_stand_in_two_blocks() -> None:
     assert many.width > 1.8 * few.width
     assert many.height <= few.height
     assert levels(many)[40] >= 11 * 112 * 112
+
+
+def test_attacks_stand_beside_each_other_on_their_middle_row() -> None:
+    blank = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    rows = [Row(str(index), blank, torch.full_like(blank, 50 + index)) for index in range(3)]
+    content = overview({f"a rather long name {index}": rows for index in range(6)}, "shapes")
+    image = Image.open(io.BytesIO(content))
+    found = levels(image)
+    assert max(found.get(50, 0), found.get(52, 0)) < 100  # some of a letter's edge
+    assert 6 * 112 * 112 <= found[51] < 6.1 * 112 * 112
+    edge = image.convert("L").crop((0, 0, 12, image.height))
+    assert list(levels(edge)) == [255]  # no name is cut off
