@@ -1,7 +1,8 @@
 """Board: a folder of records beside the table and the page that they give, for publishing.
 
 ``records/`` holds the records, ``about.md``, where there is one, what a reader should know first.
-``README.md`` and ``index.html`` follow from these alone, so that a test can hold them to it.
+``README.md`` and ``index.html`` follow from these alone, so that a test can hold them to it; and so
+does the list of all boards, in the ``README.md`` above them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from purebench.record import Record, read_record, read_records
 from purebench.storage import write_atomic
 
 from . import page, table, undefended
-from .rows import UNDEFENDED
+from .rows import CONTROL, UNDEFENDED
 
 TRIGGERS = "triggers"
 
@@ -50,21 +53,46 @@ def render(folder: Path) -> dict[Path, bytes]:
     }
 
 
+def index(boards: Path) -> bytes:
+    """The list of the boards in a folder, as Markdown."""
+    lines = []
+    for folder in sorted(path.parent for path in boards.glob("*/records")):
+        cells = [record.cell for record in read_records([folder])]
+        shares = sorted({cell.benign_fraction for cell in cells})
+        title = _opening(folder).partition("\n")[0].lstrip("# ")
+        found = {
+            "board": f"[{table.markdown_text(title)}]({folder.name}/README.md)",
+            "page": f"[page]({folder.name}/index.html)",
+            "benign images": ", ".join(f"{100 * share:.3g} %" for share in shares),
+            "attacks": len({cell.attack["name"] for cell in cells} - {CONTROL}),
+            "defenses": len({cell.defense["name"] for cell in cells} - {UNDEFENDED}),
+            "seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
+            "records": f"{len(cells):,}",
+        }
+        lines.append(found)
+    text = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True)
+    opening = "# Boards\n\nEach made from its records, by `python bench.py publish`."
+    return f"{opening}\n\n{text}\n".encode()
+
+
 def write(folder: Path) -> list[Path]:
-    """Write what ``render`` gives; where that is."""
-    files = render(folder)
+    """Write what ``render`` gives, and the list above it anew; where that is."""
+    files = {**render(folder), folder.parent / "README.md": index(folder.parent)}
     for path, content in files.items():
         write_atomic(path, content)
     return list(files)
 
 
 def _readme(folder: Path, records: Sequence[Record]) -> str:
-    about = folder / "about.md"
     defended = any(record.cell.defense["name"] != UNDEFENDED for record in records)
     text = table.markdown(records) if defended else undefended.markdown(records)
-    opening = about.read_text("utf-8").strip() if about.is_file() else f"# {folder.name}"
     return (
-        f"{opening}\n\nMade by `python bench.py publish {folder.name}` from the "
+        f"{_opening(folder)}\n\nMade by `python bench.py publish {folder.name}` from the "
         f"{len(records):,} records in [records](records); the same tables, sortable, with charts, "
         f"are in [index.html](index.html).\n\n{text}"
     )
+
+
+def _opening(folder: Path) -> str:
+    about = folder / "about.md"
+    return about.read_text("utf-8").strip() if about.is_file() else f"# {folder.name}"

@@ -287,6 +287,8 @@ def test_committed_boards_are_what_their_records_give() -> None:
     for folder in folders:
         for path, content in board.render(folder).items():
             assert path.read_bytes() == content, f"python bench.py publish {folder.name}"
+    boards = ROOT / "leaderboards" / "published"
+    assert (boards / "README.md").read_bytes() == board.index(boards)
 
 
 def test_the_format_is_named() -> None:
