@@ -197,10 +197,11 @@ def _offers(x: float, y: float, wide: float) -> Iterator[tuple[float, float, boo
     yield from ((x + 9, y, True), (x - 9 - wide, y, True))
     yield from ((x + left, y + up, True) for left in (6, -6 - wide) for up in (-9, 9))
     yield from ((x - wide / 2, y - 14, True), (x - wide / 2, y + 14, True))
-    for far in range(18, 90, 11):
+    for far in range(18, 150, 11):
         for up in (-far, far):
             yield from ((x + 12, y + up, False), (x - 12 - wide, y + up, False))
             yield (x - wide / 2, y + up, False)
+            yield from ((x + far, y + up, False), (x - far - wide, y + up, False))
 
 
 @dataclass(frozen=True)
