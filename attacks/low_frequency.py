@@ -52,7 +52,7 @@ def smooth(coefficients: Tensor, size: tuple[int, int], amplitude: float) -> Ten
     count = coefficients.shape[-1]
     down, across = (cosines(side, count).to(coefficients) for side in size)
     surface = down @ coefficients @ across.T
-    low, high = surface.aminmax()
+    low, high = surface.amin(), surface.amax()
     return (surface - low) * (amplitude / (high - low).clamp_min(1e-12))
 
 
