@@ -57,7 +57,8 @@ def index(boards: Path) -> bytes:
     """The list of the boards in a folder, as Markdown."""
     lines = []
     for folder in sorted(path.parent for path in boards.glob("*/records")):
-        cells = [record.cell for record in read_records([folder])]
+        records = read_records([folder])
+        cells = [record.cell for record in records]
         shares = sorted({cell.benign_fraction for cell in cells})
         title = _opening(folder).partition("\n")[0].lstrip("# ")
         found = {
@@ -68,11 +69,22 @@ def index(boards: Path) -> bytes:
             "defenses": len({cell.defense["name"] for cell in cells} - {UNDEFENDED}),
             "seeds": ", ".join(map(str, sorted({cell.seed for cell in cells}))),
             "records": f"{len(cells):,}",
+            "hours": f"{_seconds(records) / 3600:.1f}",
         }
         lines.append(found)
     text = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True)
-    opening = "# Boards\n\nEach made from its records, by `python bench.py publish`."
+    opening = (
+        "# Boards\n\nEach made from its records, by `python bench.py publish`. hours: of training "
+        "and defending, as they were measured; evaluation and reactivation come on top."
+    )
     return f"{opening}\n\n{text}\n".encode()
+
+
+def _seconds(records: Sequence[Record]) -> float:
+    """Of all trainings, each victim's once, and defenses."""
+    trainings = {record.victim: record.cost.get("training_seconds", 0.0) for record in records}
+    defenses = (record.cost.get("seconds", 0.0) for record in records)
+    return float(sum(trainings.values()) + sum(defenses))
 
 
 def write(folder: Path) -> list[Path]:
