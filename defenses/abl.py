@@ -77,8 +77,9 @@ class ABL(Defense):
         ) -> nn.Module:
             seed = ctx.derive(label)
             return fit(
-                model, part, recipe, seed=seed, progress=ctx.progress, label=label, loss=loss
-            )
+                model, part, recipe, seed=seed, progress=ctx.progress, label=label, loss=loss,
+                static=True,
+            )  # fmt: skip
 
         split = suspect_split(ctx)
         early = max(1, round(self.first * ctx.recipe.epochs))

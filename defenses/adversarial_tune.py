@@ -65,4 +65,4 @@ class AdversarialTune(FineTune):
                 both = [F.cross_entropy(model(part), labels) for part in (images, hard)]
             return (both[0] + both[1]) / 2
 
-        return self.tune(model, ctx, robust)
+        return self.tune(model, ctx, robust, static=False)  # draws from a generator of its own

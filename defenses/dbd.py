@@ -124,7 +124,7 @@ class DBD(Defense):
         """In place, on the images of the mask."""
         ctx.notes.setdefault("images", {})[label] = int(kept.sum())
         part, seed = split[torch.nonzero(kept).flatten()], ctx.derive(label)
-        fit(model, part, ctx.recipe, seed=seed, progress=ctx.progress, label=label)
+        fit(model, part, ctx.recipe, seed=seed, progress=ctx.progress, label=label, static=True)
 
 
 def agreeing(model: nn.Module, split: Split) -> Tensor:

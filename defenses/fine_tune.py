@@ -36,13 +36,15 @@ class FineTune(Defense):
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         return self.tune(model, ctx)
 
-    def tune(self, model: nn.Module, ctx: DefenseContext, loss: Loss | None = None) -> nn.Module:
-        """Go on training ``model`` by ``loss``, cross-entropy unless given."""
+    def tune(
+        self, model: nn.Module, ctx: DefenseContext, loss: Loss | None = None, static: bool = True
+    ) -> nn.Module:
+        """Go on training ``model`` by ``loss``, cross-entropy unless given; static: see ``fit``."""
         recipe = ctx.recipe.tuning(
             self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay
         )
         seed = ctx.derive("fine_tune")
         return fit(
             model, ctx.benign, recipe, seed=seed, progress=ctx.progress, label="fine-tuning",
-            loss=loss, notes=ctx.notes,
+            loss=loss, notes=ctx.notes, static=static,
         )  # fmt: skip

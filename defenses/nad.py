@@ -63,12 +63,12 @@ class NAD(Defense):
         recipe = ctx.recipe.tuning(self.teacher_epochs, self.batch_size, self.lr, warmup=0.2)
         teacher = fit(
             copy.deepcopy(model), ctx.benign, recipe, seed=ctx.derive("teacher"),
-            progress=ctx.progress, label="teacher",
+            progress=ctx.progress, label="teacher", static=True,
         )  # fmt: skip
         ctx.notes["stages"] = names
         return fit(
             model, ctx.benign, replace(recipe, epochs=self.epochs), seed=ctx.derive("student"),
-            progress=ctx.progress, label="student", notes=ctx.notes,
+            progress=ctx.progress, label="student", notes=ctx.notes, static=True,
             loss=attending(teacher, names, self.betas[-len(names) :], self.power),
         )  # fmt: skip
 

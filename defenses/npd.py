@@ -100,6 +100,7 @@ class NPD(Defense):
             label="polarizer",
             loss=purifying,
             notes=ctx.notes,
+            static=True,
         )
         with torch.no_grad():
             for name, part in polarizer().items():

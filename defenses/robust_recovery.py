@@ -145,5 +145,5 @@ class RobustRecovery(Defense):
         seed = ctx.derive("finish")
         return fit(
             model, ctx.benign, recipe, seed=seed, progress=ctx.progress, label="finishing",
-            loss=loss, notes=ctx.notes,
+            loss=loss, notes=ctx.notes, static=True,
         )  # fmt: skip

@@ -67,4 +67,5 @@ class ScratchDistill(Defense):
             label="distilling",
             loss=distilling(model, self.temperature, self.share),
             notes=ctx.notes,
+            static=True,
         )

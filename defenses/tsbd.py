@@ -127,7 +127,7 @@ class TSBD(Defense):
         return fit(
             model, split, recipe, seed=ctx.derive("tuning"), progress=ctx.progress,
             label="fine-tuning", loss=gradient_norm_penalised(self.radius, self.penalty),
-            notes=ctx.notes,
+            notes=ctx.notes, static=True,
         )  # fmt: skip
 
 

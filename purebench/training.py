@@ -141,7 +141,8 @@ def fit(
         savepoints: where a state is saved after each epoch, and one is taken up that lies there.
         kept: belongs to that state, too: what ``loss`` changes besides the model.
         static: network, loss and optimiser do the same at every step, wait for nothing and draw
-            from torch's generators alone. On CUDA the step is then a graph (see ``Replayed``).
+            from torch's global generators alone. On CUDA the step is then a graph (see
+            ``Replayed``).
 
     Raises:
         Diverged: an epoch's mean loss is not finite.

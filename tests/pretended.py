@@ -117,6 +117,8 @@ def _check(
     generator = kwargs.get("generator")
     if generator is not None and on_device != (generator.device.type == "cuda"):
         raise Refused(f"{name}: a generator on {generator.device}")
+    if generator is not None and _captured:
+        raise Refused(f"{name}: a graph knows the device's own generator alone")
     if name in ("numpy", "__array__", "__reduce_ex__"):
         raise Refused(f"{name}: of a tensor on {DEVICE}")
     if name in ("__getitem__", "__setitem__"):
