@@ -102,14 +102,13 @@ def scatter(points: Sequence[Point]) -> Scatter | None:
     roots = [math.sqrt(1 - point.acc) for point in points]
     room = max(0.15 * (max(roots) - min(roots)), 0.01)
     least, most = max(min(roots) - room, 0.0), min(max(roots) + room, 1.0)
-    low, high = 1 - most**2, 1 - least**2
 
     def x(asr: float) -> float:
         share = math.sqrt(min(max(asr, 0.0), 1.0))
         return round(frame.left + 8 + share * (frame.right - frame.left - 16), 1)
 
     def y(acc: float) -> float:
-        root = math.sqrt(1 - min(max(acc, low), high))
+        root = math.sqrt(max(1 - acc, 0.0))
         share = min(max((root - least) / (most - least), 0.0), 1.0)
         return round(frame.top + share * (frame.bottom - frame.top), 1)
 
@@ -132,14 +131,16 @@ def scatter(points: Sequence[Point]) -> Scatter | None:
         height,
         frame,
         tuple(Tick(x(share), f"{100 * share:g}") for share in ASR_TICKS),
-        tuple(Tick(y(percent / 100), f"{percent:g}") for percent in _acc_ticks(low, high)),
+        tuple(Tick(y(percent / 100), f"{percent:g}") for percent in _acc_ticks(least, most)),
         marks,
         _stairs(front),
     )
 
 
-def _acc_ticks(low: float, high: float) -> list[float]:
-    """Percent, at errors of 1, 2 or 5 times a power of ten, where these are enough."""
+def _acc_ticks(least: float, most: float) -> list[float]:
+    """Percent, between two square roots of the error: where errors are 1, 2 or 5 times a power of
+    ten, if these are enough."""
+    low, high = 1 - most**2, 1 - least**2
     errors = [0.0, *(k * 10.0**power for power in (-1, 0, 1) for k in (1, 2, 5))]
     inside = [100 - error for error in errors if low <= 1 - error / 100 <= high]
     return inside if len(inside) > 2 else ticks(100 * low, 100 * high)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from purebench import ATTACKS
 from purebench.gallery import GAIN, Row, overview, residual, sheet
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_residual() -> None:
@@ -59,3 +63,14 @@ def test_attacks_stand_beside_each_other_on_their_middle_row() -> None:
     assert 6 * 112 * 112 <= found[51] < 6.1 * 112 * 112
     edge = image.convert("L").crop((0, 0, 12, image.height))
     assert list(levels(edge)) == [255]  # no name is cut off
+
+
+def test_the_picture_in_the_documents_shows_every_attack() -> None:
+    """As large as it would be; letters differ from one Pillow to the next."""
+    blank = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    names = [name for name in ATTACKS.names() if name != "none"]
+    content = overview({name: [Row("1", blank, blank)] for name in names}, "mnist")
+    with Image.open(ROOT / "docs" / "figures" / "triggers.png") as picture:
+        expected = Image.open(io.BytesIO(content))
+        assert picture.height == expected.height
+        assert picture.width == pytest.approx(expected.width, rel=0.03)
