@@ -24,12 +24,13 @@ from .rows import Board, Kind, Row, Table, boards
 from .table import (
     DEFENSE,
     LINE,
-    REMARKS,
     Column,
     columns,
     notes,
+    numbered,
     outstanding,
     plain,
+    remark,
 )
 
 REMEDY = "pip install 'purebench[page]'"
@@ -278,7 +279,7 @@ def _count(count: int, noun: str) -> str:
 
 def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
     shown = tuple(column for column in columns(table) if _tells(column, table))
-    remarks = [text for text in dict.fromkeys(map(REMARKS.text, table.rows)) if text]
+    remarks = numbered(table)
     best = {column: outstanding(table, column) for column in shown}
     spaced = {c for c in shown if any(" ± " in c.text(row) for row in table.rows)}
     heads: list[dict[str, list[str]]] = []
@@ -292,8 +293,8 @@ def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
             for column in shown
         )
         places = [" ".join([head[len(base) :], *tails]) for head, tails in found.items()]
-        remark = 1 + remarks.index(text) if (text := REMARKS.text(row)) else 0
-        groups[max(row.group, 1)].append(Line(row, entries, remark, "|".join(places)))
+        number = remarks.get(remark(row), 0)
+        groups[max(row.group, 1)].append(Line(row, entries, number, "|".join(places)))
     told = (f"{_MEASURES[key][0]} {table.stealth[key]:.3g}{_MEASURES[key][1]}"
             for key in _MEASURES if key in table.stealth)  # fmt: skip
     return Sheet(
@@ -302,19 +303,19 @@ def _sheet(table: Table, anchor: str, addresses: Mapping[str, str]) -> Sheet:
         base,
         shown,
         tuple(tuple(groups[group]) for group in (1, 2, 3)),
-        tuple(_cut(remark, _REMARK) for remark in remarks),
+        tuple(_cut(text, _REMARK) for text in remarks),
         tuple(notes(table)),
         ", ".join(told),
     )
 
 
 def _tells(column: Column, table: Table) -> bool:
-    """Whether a page needs the column: intervals stand under their means, remarks under the table,
-    and what the subtitle says for all rows is not said again."""
+    """Whether a page needs the column: intervals stand under their means, and
+    what the subtitle says for all rows is not said again."""
     texts = {column.text(row) for row in table.rows}
     if column.name in ("benign_count", "n"):
         return len(texts) > 1
-    return column.name not in ("interval", "remarks") and any(text.strip("–") for text in texts)
+    return column.name != "interval" and any(text.strip("–") for text in texts)
 
 
 def _entry(column: Column, row: Row, best: bool, spaced: bool, kind: Kind) -> Entry:

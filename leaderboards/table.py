@@ -24,6 +24,7 @@ from .rows import NOTICED, PLAIN, SHARES, TOLERATED_DROP, Board, Row, Table, boa
 LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
 
 _MEASURES = (*SHARES, "seconds")
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats, surrogates, separators of lines
 
 
@@ -60,8 +61,6 @@ class Column:
     def text(self, row: Row) -> str:
         if self.name == "defense":
             return row.defense
-        if self.name == "remarks":
-            return "; ".join(row.remarks)
         if self.name == "interval":
             return interval(row.intervals.get("der"))
         values = self.values(row)
@@ -71,7 +70,6 @@ class Column:
 
 
 DEFENSE = Column("defense", "defense")
-REMARKS = Column("remarks", "remarks")
 ACC, ASR = Column("acc", "ACC", "%", "↑"), Column("asr", "ASR", "%", "↓")
 RA, DER = Column("ra", "RA", "%", "↑"), Column("der", "DER", "%", "↑")
 REACTIVATED = Column("reactivated", "reactivated ASR", "%", "↓")
@@ -92,7 +90,7 @@ PUBLISHED = (
 )
 
 
-COLUMNS = (DEFENSE, ACC, ASR, REACTIVATED, RA, DER, SECONDS, BENIGN, *OF_MEANS, *PUBLISHED, REMARKS)
+COLUMNS = (DEFENSE, ACC, ASR, REACTIVATED, RA, DER, SECONDS, BENIGN, *OF_MEANS, *PUBLISHED)
 
 
 def columns(table: Table) -> list[Column]:
@@ -106,7 +104,7 @@ def columns(table: Table) -> list[Column]:
         always |= {drop, worst, n}
         order = [DEFENSE, ACC, drop, control, ASR, worst, REACTIVATED, RA, DER, between, rank]
         order += [SECONDS, BENIGN, n]
-    order += [*PUBLISHED, REMARKS]
+    order += PUBLISHED
     return [
         column
         for column in order
@@ -178,6 +176,33 @@ def notes(table: Table) -> list[str]:
     return told
 
 
+def remark(row: Row) -> str:
+    return "; ".join(row.remarks)
+
+
+def numbered(table: Table) -> dict[str, int]:
+    """The remarks of the rows that are seen, each once, and their numbers from 1 on."""
+    told = dict.fromkeys(map(remark, table.rows[: table.top]))
+    return {text: number for number, text in enumerate(filter(None, told), start=1)}
+
+
+def _raised(number: int | None) -> str:
+    return "" if number is None else str(number).translate(_RAISED)
+
+
+def _told(table: Table) -> list[str]:
+    """What stands below a table: its remarks by their numbers, and the notes."""
+    remarks = numbered(table)
+    return [*(f"{_raised(remarks[text])} {text}" for text in remarks), *notes(table)]
+
+
+def _cells(table: Table, shown: Sequence[Column], row: Row) -> Iterator[tuple[Column, str]]:
+    """The texts of a row, its name with the number of its remark."""
+    for column in shown:
+        mark = _raised(numbered(table).get(remark(row))) if column is DEFENSE else ""
+        yield column, column.text(row) + mark
+
+
 def _chosen(
     records: Sequence[Record],
     only: Sequence[str],
@@ -206,7 +231,7 @@ def screen(
     """All tables, for a terminal; of the attacks in ``only``, with the columns in ``shown`` and the
     first ``top`` rows, if any. ValueError where there is no such column."""
     return "\n\n".join(
-        "\n".join([plain(table.title), _simple(table), *notes(table)])
+        "\n".join([plain(table.title), _simple(table), *map(plain, _told(table))])
         for _, table in _chosen(records, only, shown, top)
     )
 
@@ -240,7 +265,7 @@ def _simple(table: Table) -> str:
     lines: list[Any] = []
     for row, first_below in _with_line(table):
         lines += [SEPARATING_LINE] if first_below else []
-        lines.append([plain(column.text(row)) for column in shown])
+        lines.append([plain(text) for _, text in _cells(table, shown, row)])
     return _tabulate(shown, lines, "simple")
 
 
@@ -251,9 +276,9 @@ def _pipe(table: Table) -> str:
     for row, first_below in _with_line(table):
         if first_below:
             lines.append(["*below: ACC drop > 5*", *[""] * (len(shown) - 1)])
-        cells = [(column, markdown_text(column.text(row))) for column in shown]
+        cells = [(column, markdown_text(text)) for column, text in _cells(table, shown, row)]
         lines.append([f"**{cell}**" if best[column] is row else cell for column, cell in cells])
-    told = [markdown_text(line) for line in notes(table)]
+    told = [markdown_text(line) for line in _told(table)]
     body = _tabulate(shown, lines, "pipe")
     return "\n\n".join([f"**{markdown_text(table.title)}**", body, *told])
 
@@ -268,6 +293,7 @@ _TYPESET = {
     "↓": r"$\downarrow$",
     "–": "--",
     "·": r"$\cdot$",
+    **{chr(raised): f"$^{{{chr(digit)}}}$" for digit, raised in _RAISED.items()},
 }
 
 
@@ -277,11 +303,11 @@ def _booktabs(table: Table) -> str:
     lines: list[Any] = []
     for row, first_below in _with_line(table):
         lines += [SEPARATING_LINE] if first_below else []
-        cells = [(column, _latex_text(column.text(row))) for column in shown]
+        cells = [(column, _latex_text(text)) for column, text in _cells(table, shown, row)]
         lines.append(
             [f"{_BOLD}{cell}{_END}" if best[column] is row else cell for column, cell in cells]
         )
-    caption = ". ".join([table.title, *notes(table)])
+    caption = ". ".join([table.title, *_told(table)])
     escaped = tabulate([[_latex_text(caption)]], tablefmt="latex_booktabs", disable_numparse=True)
     body = _typeset(_tabulate(shown, lines, "latex_booktabs"))
     (caption,) = (line for line in escaped.splitlines() if not line.startswith("\\"))
@@ -307,7 +333,7 @@ def _with_line(table: Table) -> Iterator[tuple[Row, bool]]:
 
 
 def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:
-    align = ["left" if column in (DEFENSE, REMARKS) else "right" for column in shown]
+    align = ["left" if column is DEFENSE else "right" for column in shown]
     headings = [column.heading for column in shown]
     return tabulate(lines, headings, tablefmt=style, colalign=align, disable_numparse=True)
 
@@ -387,7 +413,7 @@ def csv_text(tables: Iterable[Table]) -> str:
                 line += _numbers(getattr(row, name), row.intervals.get(name))
             line += [row.worst_asr, row.rank, *ranked, row.benign_count]
             line += vars(row.published).values() if row.published else [None] * 4
-            writer.writerow([*line, _csv_text("; ".join(row.remarks))])
+            writer.writerow([*line, _csv_text(remark(row))])
     return out.getvalue()
 
 

@@ -173,7 +173,7 @@ def test_run(attack: Bench, place: Path) -> None:
     assert sorted(answer.done) == quick
     assert answer.cached == []
     assert "badnets, seed 0: undefended ACC " in answer.err
-    rows = [line.split()[0] for line in answer.out.splitlines() if re.match(r"\w+ +[\d.]+ ", line)]
+    rows = re.findall(r"^([a-z_]+)[¹²]? +[\d.]+ ", answer.out, re.MULTILINE)
     assert sorted(rows) == quick
     assert rows[0] == "none"
     assert (
@@ -323,7 +323,8 @@ def test_a_defense_of_ones_own(bench: Bench, attack: Bench, place: Path) -> None
     words = ("--plugin", "mine.py", "--defense", "none", "shrink")
     answer = attack(*words, "--set", "shrink.factor=0.25")
     assert answer.code == OK
-    assert re.search(r"^shrink +[\d.]+ ", answer.out, re.MULTILINE)
+    assert re.search(r"^shrink[¹²] +[\d.]+ ", answer.out, re.MULTILINE)
+    assert re.search(r"^[¹²] weak attack", answer.out, re.MULTILINE)
     assert records(place)["badnets-shrink-s0"].notes == {"factor": 0.25}
     assert attack(*words).cached == ["none"]
     refused(attack(*words, "--set", "shrink.factor=7"), r"defense shrink: factor must lie in")
@@ -362,8 +363,9 @@ def test_a_failing_defense(
     words = ("--plugin", "mine.py", "--defense", "faulty", "none")
     answer = attack(*words)
     assert answer.code == code
-    assert re.search(r"^none +[\d.]+ ", answer.out, re.MULTILINE)
-    assert re.search(rf"^faulty .*{status}: {error}", answer.out, re.MULTILINE)
+    assert re.search(r"^none¹ +[\d.]+ ", answer.out, re.MULTILINE)
+    assert re.search(r"^faulty² ", answer.out, re.MULTILINE)
+    assert re.search(rf"^² {status}: {error}", answer.out, re.MULTILINE)
     told = f"{status}: badnets / faulty / seed 0: {error}"
     assert [told in answer.err, "1 of 2 cells did not finish\n" in answer.err] == [code != OK] * 2
     found = records(place)

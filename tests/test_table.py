@@ -552,6 +552,25 @@ def test_chosen_columns_only() -> None:
         table.screen(THREE, [], ["acd"])
 
 
+def test_remarks_stand_once_below_their_table() -> None:
+    """By numbers, those of the rows that are seen, whatever columns are."""
+    failed = {"status": "failed", "error": "RuntimeError: no"}
+    records = [
+        *(record("blend", name, None, **failed) for name in ("one", "other")),
+        record("blend", "third", None, status="skipped", error="no convolution"),
+        record("blend", "best", scores(90, 1)),
+    ]
+    text = table.screen(records, shown=["acc"])
+    words = [line.split()[0] for line in text.splitlines()]
+    assert words[3:] == ["best", words[2], "one¹", "other¹", "third²", "¹", "²", "below"]
+    assert text.count("\n¹ failed: RuntimeError: no\n² skipped: no convolution\n") == 1
+    assert "\n¹ failed: RuntimeError: no\n\n² skipped" in table.markdown(records)
+    assert "failed" not in table.screen(records, top=1)
+    tex = table.latex(records)
+    assert r"third$^{2}$" in tex
+    assert r"$^{2}$ skipped: no convolution" in tex.partition(r"\caption{")[2].splitlines()[0]
+
+
 # --- forms --------------------------------------------------------------------------------------
 
 AWKWARD = record(
@@ -564,7 +583,7 @@ def test_markdown_escapes_what_would_break_a_table() -> None:
     text = table.markdown([*THREE, AWKWARD])
     found = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in found}) == 1
-    assert "a \\| b" in found[-1]
+    assert '\n¹ failed: a \\| b, "c" second line; café\n' in text
     named = table.markdown([record("blend", "<b>`*[x](y)", scores(90, 10))])
     assert "\\<b>\\`\\*\\[x](y)" in named
 
