@@ -554,7 +554,7 @@ def test_chosen_columns_only() -> None:
 
 def test_remarks_stand_once_below_their_table() -> None:
     """By numbers, those of the rows that are seen, whatever columns are."""
-    failed = {"status": "failed", "error": "RuntimeError: no"}
+    failed: Any = {"status": "failed", "error": "RuntimeError: no"}
     records = [
         *(record("blend", name, None, **failed) for name in ("one", "other")),
         record("blend", "third", None, status="skipped", error="no convolution"),
