@@ -5,11 +5,47 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from purebench import DefenseContext, fit
+from purebench.errors import Diverged
+from purebench.evaluate import correct
 from purebench.training import Loss
+
+BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
+HELD = 0.2  # of the benign images, to judge it
+
+
+def rewritten(
+    model: nn.Module, ctx: DefenseContext, steps: int, lr: float, budget: float
+) -> nn.Module:
+    """``model`` after some ``steps`` towards its own answers at a rate ``lr`` that replaces its
+    weights, so that it forgets what it does not do; or as it was, where that diverges or is found,
+    by a standard error, to lose more than ``budget`` of the accuracy on held-out benign images.
+    """
+    rest, held = ctx.holdout(HELD)
+    epochs = max(1, round(steps / -(-len(rest) // BATCH)))
+    recipe = ctx.recipe.tuning(epochs, BATCH, lr, warmup=0.1)
+    recipe = replace(recipe, crop=max(SHIFT, recipe.crop))
+    facts = ctx.notes["rewriting"] = {"epochs": epochs, "taken": False}
+    try:
+        student = fit(
+            copy.deepcopy(model), rest, recipe, seed=ctx.derive("rewriting"),
+            progress=ctx.progress, label="rewriting", notes=facts,
+            loss=distilling(model, TEMPERATURE, share=0), static=True,
+        )  # fmt: skip
+    except Diverged as reason:
+        facts["diverged"] = str(reason)
+        return model
+    lost = correct(model, held).float() - correct(student, held).float()
+    drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
+    facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= budget + 1e-9)
+    return student if facts["taken"] else model
 
 
 def distilling(teacher: nn.Module, temperature: float, share: float) -> Loss:

@@ -10,23 +10,24 @@ BatchNorm keeps its variance and affine part; what the regression shifts goes in
 where no shortcut passes it by. Where there is neither such a BatchNorm nor a bias, as before the
 sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's
 whole input space its weights stay as they are: such layers are named in the record, and where all
-are, a warning is.
+are, a warning is. At the end the recovered network is rewritten: trained towards its own answers,
+which are clean, at a high rate; else ten poisoned samples bring most back doors back.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from purebench import DEFENSES, Defense, DefenseContext, fit
+from purebench import DEFENSES, Defense, DefenseContext
 from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
 
-from ._distil import distilling
+from ._distil import rewritten
 from ._layerwise import Rows, project_layer, refit_layer, strongest_within
 
 
@@ -44,12 +45,13 @@ class RobustRecovery(Defense):
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
-    finish: afterwards "none", "fine_tune" or "distill" (towards the suspect network), for
-    finish_epochs with learning rate finish_lr.
+    finish: afterwards "rewrite", where held-out benign images are not found to lose more than
+        ``budget`` by it, or "none".
+    finish_steps, finish_lr: of rewriting.
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
@@ -58,9 +60,9 @@ class RobustRecovery(Defense):
     folds: int = 5
     influence: bool = True
     rows: int = 6000
-    finish: Literal["none", "fine_tune", "distill"] = "none"
-    finish_epochs: int = 5
-    finish_lr: float = 0.01
+    finish: Literal["rewrite", "none"] = "rewrite"
+    finish_steps: int = 1200
+    finish_lr: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0:
@@ -75,11 +77,9 @@ class RobustRecovery(Defense):
             raise ValueError(f"loss {self.loss} is not for target {self.target}")
         if self.reference == "init" and self.target == "outputs":
             raise ValueError("reference init is for target weights: outputs have no use for it")
-        if self.finish_epochs < 1 or self.finish_lr <= 0:
-            raise ValueError(
-                f"finish_epochs and finish_lr must be above 0, got {self.finish_epochs} and "
-                f"{self.finish_lr}"
-            )
+        for name in ("finish_steps", "finish_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -87,8 +87,6 @@ class RobustRecovery(Defense):
         return frozenset({"init"} if self.reference == "init" else ())
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        suspect = copy.deepcopy(model)
-
         def repair(candidate: nn.Module, images: Tensor, strength: float) -> nn.Module:
             for _ in self._recover(candidate, images, strength, ctx):
                 pass
@@ -107,7 +105,13 @@ class RobustRecovery(Defense):
         ctx.notes["identity_layers"] = same
         if len(same) == len(changes):
             ctx.notes["warning"] = "benign inputs span every layer's inputs: nothing was purified"
-        return self._finish(model, suspect, ctx)
+        if self.finish == "none" or len(same) == len(changes):
+            return model
+        start = time.perf_counter()
+        try:
+            return rewritten(model, ctx, self.finish_steps, self.finish_lr, self.budget)
+        finally:
+            ctx.timings["rewriting"] = time.perf_counter() - start
 
     def _recover(
         self, model: nn.Module, images: Tensor, strength: float, ctx: DefenseContext
@@ -134,16 +138,3 @@ class RobustRecovery(Defense):
                 "kept": round(kept, 3),
                 "relative_change": round(change, 6),
             }
-
-    def _finish(self, model: nn.Module, suspect: nn.Module, ctx: DefenseContext) -> nn.Module:
-        if self.finish == "none":
-            return model
-        loss = distilling(suspect, temperature=2.0, share=0.5) if self.finish == "distill" else None
-        recipe = replace(
-            ctx.recipe, epochs=self.finish_epochs, lr=self.finish_lr, schedule="cosine", warmup=0.0
-        )
-        seed = ctx.derive("finish")
-        return fit(
-            model, ctx.benign, recipe, seed=seed, progress=ctx.progress, label="finishing",
-            loss=loss, notes=ctx.notes, static=True,
-        )  # fmt: skip
