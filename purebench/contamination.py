@@ -117,6 +117,7 @@ def plan(config: RunConfig, laws: Sequence[str], shares: Sequence[float], bars: 
     given["robust_recovery"] = {
         "target": "weights",
         "loss": "l1",
+        "finish": "none",
         **given.get("robust_recovery", {}),
     }
     fields = {

@@ -45,9 +45,11 @@ from purebench.progress import Progress
 from purebench.storage import sha256
 
 QUIET = Progress(quiet=True)
-FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100}
+FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100, "finish_steps": 4}
 SHAPES = ("--architecture", "small_cnn", "--dataset", "shapes", "--device", "cpu")
-QUICK = (*SHAPES, "--set", "robust_recovery.strengths=0.1", "robust_recovery.rows=100")
+SOON = ("--set", *(f"robust_recovery.{name}" for name in
+                   ("strengths=0.1", "rows=100", "finish_steps=4")))  # fmt: skip
+QUICK = (*SHAPES, *SOON)
 
 Answer = tuple[int, str, str]
 Bench = Callable[..., Answer]
@@ -431,7 +433,7 @@ def test_purify_from_a_folder(
 ) -> None:
     words = ("--architecture", "small_cnn", "--device", "cpu", "--benign", folder)
     code, out, err = bench(
-        "purify", "--model", suspect, *words, "--output", "out/clean.safetensors", *QUICK[-3:]
+        "purify", "--model", suspect, *words, "--output", "out/clean.safetensors", *SOON
     )
     assert code == OK, err
     assert "classes, sorted by name: 0 ada, 1 bob, 2 cyd, 3 dan" in err

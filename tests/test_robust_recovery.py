@@ -18,7 +18,7 @@ from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
 
 layerwise: Any = import_module("purebench.defenses._layerwise")
-distilling: Any = import_module("purebench.defenses._distil").distilling
+distil: Any = import_module("purebench.defenses._distil")
 robust_recovery: Any = DEFENSES["robust_recovery"]
 
 
@@ -198,6 +198,48 @@ def test_folds_judge_every_image_once(defender: DefenseContext) -> None:
         assert len(rest) + len(own) == len(defender.benign)
 
 
+def test_rewriting_replaces_weights_and_keeps_answers(
+    victim: BackdooredModel, defender: DefenseContext
+) -> None:
+    """The network that teaches is as it was; what it says is learned, whatever the labels are."""
+    ctx = replace(defender, notes={})
+    model, was = copy.deepcopy(victim.model), victim.model.state_dict()
+    student = distil.rewritten(model, ctx, 200, 0.1, 0.05)
+    facts = ctx.notes["rewriting"]
+    assert facts["taken"] is True
+    assert (
+        len(facts["loss_by_epoch"])
+        == facts["epochs"]
+        == round(200 / -(-0.8 * len(ctx.benign) // 32))
+    )
+    assert all(torch.equal(t, was[name]) for name, t in model.state_dict().items())
+    asked = to_float(ctx.benign.images)
+    with torch.no_grad():
+        same = student(asked).argmax(1) == model(asked).argmax(1)
+    assert same.float().mean() > 0.9
+    for name, _ in weight_layers(model, ctx.benign.images):
+        weight = f"{name}.weight"
+        assert (student.state_dict()[weight] - was[weight]).norm() > 0.3 * was[weight].norm()
+
+
+@pytest.mark.parametrize(("lr", "told"), [(1e9, "diverged"), (0.1, "benign_drop")])
+def test_rewriting_that_costs_too_much_is_left(
+    victim: BackdooredModel, defender: DefenseContext, lr: float, told: str
+) -> None:
+    """A student that gets four in five images wrong is not taken, nor one that diverges."""
+    ctx = replace(defender, notes={})
+
+    def judged(model: Any, split: Split) -> Tensor:
+        return torch.arange(len(split)) % (1 if model is victim.model else 5) == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "correct", judged)
+        found = distil.rewritten(victim.model, ctx, 8, lr, 0.01)
+    assert found is victim.model
+    assert ctx.notes["rewriting"]["taken"] is False
+    assert told in ctx.notes["rewriting"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -237,7 +279,9 @@ def test_an_identity_is_not_passed_off(defender: DefenseContext) -> None:
     model = chain(flatten=nn.Flatten(), head=nn.Linear(256, defender.num_classes))
     noise = Split(images(600, 1, 16), torch.arange(600) % defender.num_classes)
     ctx = replace(defender, benign=noise, notes={}, timings={})
-    robust_recovery(target="weights", loss="l2", strengths=(1e-9,)).purify(model, ctx)
+    paper = robust_recovery(target="weights", loss="l2", strengths=(1e-9,))
+    assert paper.purify(model, ctx) is model
+    assert "rewriting" not in ctx.notes
     assert ctx.notes["identity_layers"] == ["head"]
     assert "nothing was purified" in ctx.notes["warning"]
 
@@ -271,7 +315,7 @@ def test_distilling_by_hand() -> None:
         soft, hard = (student(x) / 2).softmax(1)[0], student(x).softmax(1)[0]
         divergence = (wanted * (wanted / soft).log()).sum()
         expected = 0.25 * -hard[0].log() + 0.75 * 4 * divergence
-    value = distilling(teacher, 2.0, 0.25)(student, x, label)
+    value = distil.distilling(teacher, 2.0, 0.25)(student, x, label)
     torch.testing.assert_close(value, expected)
 
 
