@@ -19,20 +19,27 @@ from purebench.training import Loss
 
 BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
 HELD = 0.2  # of the benign images, to judge it
+# accuracy on these that may be lost; the suspect network knows them by heart, so that any repair
+# seems to cost more than it does
+PRICE = 0.03
 
 
-def rewritten(
-    model: nn.Module, ctx: DefenseContext, steps: int, lr: float, budget: float
-) -> nn.Module:
+def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> nn.Module:
     """``model`` after some ``steps`` towards its own answers at a rate ``lr`` that replaces its
-    weights, so that it forgets what it does not do; or as it was, where that diverges or is found,
-    by a standard error, to lose more than ``budget`` of the accuracy on held-out benign images.
+    weights, so that it forgets what it does not do.
+
+    As it was, where it has no BatchNorm, without which such a rate breaks it, and where it diverges
+    or is found, by a standard error, to lose more than ``PRICE`` on held-out benign images.
     """
+    facts = ctx.notes["rewriting"] = {"taken": False}
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        facts["left_out"] = "no BatchNorm"
+        return model
     rest, held = ctx.holdout(HELD)
     epochs = max(1, round(steps / -(-len(rest) // BATCH)))
     recipe = ctx.recipe.tuning(epochs, BATCH, lr, warmup=0.1)
     recipe = replace(recipe, crop=max(SHIFT, recipe.crop))
-    facts = ctx.notes["rewriting"] = {"epochs": epochs, "taken": False}
+    facts["epochs"] = epochs
     try:
         student = fit(
             copy.deepcopy(model), rest, recipe, seed=ctx.derive("rewriting"),
@@ -40,11 +47,11 @@ def rewritten(
             loss=distilling(model, TEMPERATURE, share=0), static=True,
         )  # fmt: skip
     except Diverged as reason:
-        facts["diverged"] = str(reason)
+        facts["left_out"] = str(reason)
         return model
     lost = correct(model, held).float() - correct(student, held).float()
     drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
-    facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= budget + 1e-9)
+    facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= PRICE + 1e-9)
     return student if facts["taken"] else model
 
 

@@ -45,8 +45,7 @@ class RobustRecovery(Defense):
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
-    finish: afterwards "rewrite", where held-out benign images are not found to lose more than
-        ``budget`` by it, or "none".
+    finish: afterwards "rewrite", unless that is found to cost too much, or "none".
     finish_steps, finish_lr: of rewriting.
     """
 
@@ -109,7 +108,7 @@ class RobustRecovery(Defense):
             return model
         start = time.perf_counter()
         try:
-            return rewritten(model, ctx, self.finish_steps, self.finish_lr, self.budget)
+            return rewritten(model, ctx, self.finish_steps, self.finish_lr)
         finally:
             ctx.timings["rewriting"] = time.perf_counter() - start
 

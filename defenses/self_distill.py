@@ -20,24 +20,19 @@ from ._distil import rewritten
 @DEFENSES.register("self_distill")
 @dataclass(frozen=True)
 class SelfDistill(Defense):
-    """steps, lr: of SGD, above 0, with a cosine schedule.
-
-    budget: accuracy on held-out benign images that may be lost, 0 <= budget < 1; what is found to
-        lose more, by a standard error, is left out.
+    """steps, lr: of SGD, above 0, with a cosine schedule. Left out where ``rewritten``
+    finds that it costs too much.
     """
 
     paper: ClassVar[str] = "control"
     default: ClassVar[bool] = False
     steps: int = 1200
     lr: float = 0.1
-    budget: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("steps", "lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.budget < 1:
-            raise ValueError(f"budget must be at least 0 and below 1, got {self.budget}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        return rewritten(model, ctx, self.steps, self.lr, self.budget)
+        return rewritten(model, ctx, self.steps, self.lr)

@@ -204,7 +204,7 @@ def test_rewriting_replaces_weights_and_keeps_answers(
     """The network that teaches is as it was; what it says is learned, whatever the labels are."""
     ctx = replace(defender, notes={})
     model, was = copy.deepcopy(victim.model), victim.model.state_dict()
-    student = distil.rewritten(model, ctx, 200, 0.1, 0.05)
+    student = distil.rewritten(model, ctx, 200, 0.1)
     facts = ctx.notes["rewriting"]
     assert facts["taken"] is True
     assert (
@@ -222,7 +222,7 @@ def test_rewriting_replaces_weights_and_keeps_answers(
         assert (student.state_dict()[weight] - was[weight]).norm() > 0.3 * was[weight].norm()
 
 
-@pytest.mark.parametrize(("lr", "told"), [(1e9, "diverged"), (0.1, "benign_drop")])
+@pytest.mark.parametrize(("lr", "told"), [(1e9, "left_out"), (0.1, "benign_drop")])
 def test_rewriting_that_costs_too_much_is_left(
     victim: BackdooredModel, defender: DefenseContext, lr: float, told: str
 ) -> None:
@@ -234,10 +234,17 @@ def test_rewriting_that_costs_too_much_is_left(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "correct", judged)
-        found = distil.rewritten(victim.model, ctx, 8, lr, 0.01)
+        found = distil.rewritten(victim.model, ctx, 8, lr)
     assert found is victim.model
     assert ctx.notes["rewriting"]["taken"] is False
     assert told in ctx.notes["rewriting"]
+
+
+def test_without_batchnorm_nothing_is_rewritten(defender: DefenseContext) -> None:
+    model = chain(flatten=nn.Flatten(), head=nn.Linear(256, defender.num_classes))
+    ctx = replace(defender, notes={})
+    assert distil.rewritten(model, ctx, 8, 0.1) is model
+    assert ctx.notes["rewriting"] == {"taken": False, "left_out": "no BatchNorm"}
 
 
 @pytest.mark.parametrize(
