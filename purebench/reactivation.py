@@ -9,9 +9,10 @@ The learning rate is .001. On MNIST with small_cnn, seeds 10 and 11, clean netwo
 ASR of .01 and .01 under badnets, .10 and .03 under blend, with ACC .97 to .98; those distilled from
 scratch .01 and .01, .06 and .42. Blend comes back in fine-pruned networks to .68 and .50 (badnets
 .04 and .07) and in recovered ones, before they are rewritten, to .84 and .77 (.17 and .18; ACC .78
-to .88); undefended it stays at 1. At .01 even a clean network is bent whole (seed 10: ASR .83 and .97, ACC .26 and .87), which
-tells nothing apart. So read this ASR beside the ACC of the same network; and plain descent moves
-small weights before a BatchNorm further than large ones, of which docs/robust_recovery.md has more.
+to .88); undefended it stays at 1. At .01 even a clean network is bent whole (seed 10: ASR .83 and
+.97, ACC .26 and .87), which tells nothing apart. So read this ASR beside the ACC of the same
+network; and plain descent moves small weights before a BatchNorm further than large ones, of which
+docs/robust_recovery.md has more.
 """
 
 from __future__ import annotations
