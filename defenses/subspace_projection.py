@@ -38,6 +38,7 @@ class SubspaceProjection(Defense):
             strengths=self.strengths,
             budget=self.budget,
             folds=self.folds,
+            finish="none",
         )
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
