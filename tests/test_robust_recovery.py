@@ -326,6 +326,16 @@ def test_distilling_by_hand() -> None:
     torch.testing.assert_close(value, expected)
 
 
+def test_subspace_projection_does_nothing_else(
+    victim: BackdooredModel, defender: DefenseContext
+) -> None:
+    ctx = replace(defender, notes={}, timings={})
+    DEFENSES["subspace_projection"](strengths=(0.1,)).purify(  # type: ignore[call-arg]
+        copy.deepcopy(victim.model), ctx
+    )
+    assert "rewriting" not in ctx.notes
+
+
 def test_scratch_distill_keeps_no_weight(victim: BackdooredModel, defender: DefenseContext) -> None:
     """Before its training the student is fresh: without an epoch's steps nothing is left."""
     defense: Any = DEFENSES["scratch_distill"](epochs=1, lr=1e-9)  # type: ignore[call-arg]
