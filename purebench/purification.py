@@ -80,18 +80,25 @@ class Purified:
         return {**facts, "acc_before": self.acc_before, "acc_after": self.acc_after, "asr": None}
 
     def report(self) -> str:
-        """For the screen: the layers, the accuracy, and what stays unknown."""
+        """For the screen: the layers, what else is known in short, and what stays unknown."""
         lines = []
         layers = self.notes.get("layers")
         if isinstance(layers, list) and layers and isinstance(layers[0], dict):
             lines += [tabulate(layers, headers="keys", floatfmt=".4g"), ""]
-        rest = {name: value for name, value in self.notes.items() if name != "layers"}
+        rest = _without({"layers", "loss_by_epoch"}, self.notes)
         lines += [f"{name:<9} {json.dumps(value)}" for name, value in rest.items()]
         lines.append(
             f"ACC       {self.acc_before:.2%} before, {self.acc_after:.2%} after, on "
             f"{self.held_out_count} benign images that the defense never saw"
         )
         return "\n".join([*lines, f"ASR       {UNKNOWN}"])
+
+
+def _without(names: set[str], facts: Any) -> Any:
+    """``facts``, of dictionaries in each other, without what goes by ``names``."""
+    if not isinstance(facts, Mapping):
+        return facts
+    return {name: _without(names, value) for name, value in facts.items() if name not in names}
 
 
 def purify(

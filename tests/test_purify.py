@@ -440,6 +440,8 @@ def test_purify_from_a_folder(
     assert re.search(r"^ACC +\d+\.\d+% before, \d+\.\d+% after, on 20 benign", out, re.MULTILINE)
     assert "Not known: whether there was a back door, and whether it is gone." in out
     assert all(layer in out for layer in ("conv1", "conv2", "conv3", "head"))
+    assert re.search(r'^rewriting {"taken": (true|false), "epochs": ', out, re.MULTILINE)
+    assert "loss_by_epoch" not in out
     before, after = load_file(suspect), load_file(place / "out" / "clean.safetensors")
     assert after.keys() == before.keys()
     assert not torch.equal(after["conv1.weight"], before["conv1.weight"])
