@@ -32,7 +32,7 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     or is found, by a standard error, to lose more than ``PRICE`` on held-out benign images.
     """
     facts = ctx.notes["rewriting"] = {"taken": False}
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    if not normalised(model):
         facts["left_out"] = "no BatchNorm"
         return model
     rest, held = ctx.holdout(HELD)
@@ -53,6 +53,11 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
     facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= PRICE + 1e-9)
     return student if facts["taken"] else model
+
+
+def normalised(model: nn.Module) -> bool:
+    """Whether there is a BatchNorm, to which the scale of the weights before it is all one."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 def distilling(teacher: nn.Module, temperature: float, share: float) -> Loss:

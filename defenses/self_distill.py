@@ -12,16 +12,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from purebench import DEFENSES, Defense, DefenseContext
+from purebench import DEFENSES, Defense, DefenseContext, NotApplicable
 
-from ._distil import rewritten
+from ._distil import normalised, rewritten
 
 
 @DEFENSES.register("self_distill")
 @dataclass(frozen=True)
 class SelfDistill(Defense):
-    """steps, lr: of SGD, above 0, with a cosine schedule. Left out where ``rewritten``
-    finds that it costs too much.
+    """steps, lr: of SGD, above 0, with a cosine schedule. What ``rewritten`` finds to cost too
+    much is not taken.
     """
 
     paper: ClassVar[str] = "control"
@@ -35,4 +35,6 @@ class SelfDistill(Defense):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
+        if not normalised(model):
+            raise NotApplicable("the network has no BatchNorm, without which its rate breaks it")
         return rewritten(model, ctx, self.steps, self.lr)

@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import DEFENSES, MODELS, BackdooredModel, DefenseContext, Split, Task
+from purebench import (
+    DEFENSES,
+    MODELS,
+    BackdooredModel,
+    DefenseContext,
+    NotApplicable,
+    Split,
+    Task,
+)
 from purebench.data import to_float
 from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
@@ -245,6 +253,8 @@ def test_without_batchnorm_nothing_is_rewritten(defender: DefenseContext) -> Non
     ctx = replace(defender, notes={})
     assert distil.rewritten(model, ctx, 8, 0.1) is model
     assert ctx.notes["rewriting"] == {"taken": False, "left_out": "no BatchNorm"}
+    with pytest.raises(NotApplicable, match="no BatchNorm"):
+        DEFENSES["self_distill"]().purify(model, ctx)
 
 
 @pytest.mark.parametrize(
