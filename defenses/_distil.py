@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from purebench import DefenseContext, fit
 from purebench.errors import Diverged
-from purebench.evaluate import correct
+from purebench.evaluate import accuracy_lost, correct
 from purebench.training import Loss
 
 BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
@@ -49,8 +49,7 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     except Diverged as reason:
         facts["left_out"] = str(reason)
         return model
-    lost = correct(model, held).float() - correct(student, held).float()
-    drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
+    drop, error = accuracy_lost(correct(model, held), correct(student, held))
     facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= PRICE + 1e-9)
     return student if facts["taken"] else model
 

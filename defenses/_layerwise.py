@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purebench import DefenseContext, Split
 from purebench.data import batches, stratified, to_float
-from purebench.evaluate import correct
+from purebench.evaluate import accuracy_lost, correct
 from purebench.layers import (
     WeightLayer,
     input_gram,
@@ -53,18 +53,17 @@ def strongest_within(
     with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
 
         def held_out(strength: float) -> Tensor:
-            """Which of the judging images are still classified correctly, as 0 and 1."""
+            """Which of the judging images are still classified correctly."""
             found = []
             for rest, held in parts:
                 repaired = repair(copy.deepcopy(model), ctx.benign.images[rest], strength)
                 found.append(correct(repaired, ctx.benign[held]))
             bar.step(strength=strength)
-            return torch.cat(found).float()
+            return torch.cat(found)
 
         weakest = held_out(strengths[-1])
         for strength in strengths[:-1]:
-            lost = weakest - held_out(strength)  # of an image: 1, 0, or -1 if won
-            drop, error = float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
+            drop, error = accuracy_lost(weakest, held_out(strength))
             tried[f"{strength:g}"] = [round(drop, 6), round(error, 6)]
             if drop - error <= budget + 1e-9:  # counts over counts: ties are meant
                 return strength

@@ -107,10 +107,9 @@ class RobustRecovery(Defense):
         if self.finish == "none" or len(same) == len(changes):
             return model
         start = time.perf_counter()
-        try:
-            return rewritten(model, ctx, self.finish_steps, self.finish_lr)
-        finally:
-            ctx.timings["rewriting"] = time.perf_counter() - start
+        model = rewritten(model, ctx, self.finish_steps, self.finish_lr)
+        ctx.timings["rewriting"] = time.perf_counter() - start
+        return model
 
     def _recover(
         self, model: nn.Module, images: Tensor, strength: float, ctx: DefenseContext

@@ -196,13 +196,6 @@ def _told(table: Table) -> list[str]:
     return [*(f"{_raised(remarks[text])} {text}" for text in remarks), *notes(table)]
 
 
-def _cells(table: Table, shown: Sequence[Column], row: Row) -> Iterator[tuple[Column, str]]:
-    """The texts of a row, its name with the number of its remark."""
-    for column in shown:
-        mark = _raised(numbered(table).get(remark(row))) if column is DEFENSE else ""
-        yield column, column.text(row) + mark
-
-
 def _chosen(
     records: Sequence[Record],
     only: Sequence[str],
@@ -263,9 +256,9 @@ def latex_text(tables: Iterable[Table]) -> str:
 def _simple(table: Table) -> str:
     shown = columns(table)
     lines: list[Any] = []
-    for row, first_below in _with_line(table):
+    for _, texts, first_below in _lines(table, shown):
         lines += [SEPARATING_LINE] if first_below else []
-        lines.append([plain(text) for _, text in _cells(table, shown, row)])
+        lines.append([plain(text) for text in texts])
     return _tabulate(shown, lines, "simple")
 
 
@@ -273,10 +266,10 @@ def _pipe(table: Table) -> str:
     shown = columns(table)
     best = {column: outstanding(table, column) for column in shown}
     lines = []
-    for row, first_below in _with_line(table):
+    for row, texts, first_below in _lines(table, shown):
         if first_below:
             lines.append(["*below: ACC drop > 5*", *[""] * (len(shown) - 1)])
-        cells = [(column, markdown_text(text)) for column, text in _cells(table, shown, row)]
+        cells = zip(shown, map(markdown_text, texts), strict=True)
         lines.append([f"**{cell}**" if best[column] is row else cell for column, cell in cells])
     told = [markdown_text(line) for line in _told(table)]
     body = _tabulate(shown, lines, "pipe")
@@ -301,9 +294,9 @@ def _booktabs(table: Table) -> str:
     shown = columns(table)
     best = {column: outstanding(table, column) for column in shown}
     lines: list[Any] = []
-    for row, first_below in _with_line(table):
+    for row, texts, first_below in _lines(table, shown):
         lines += [SEPARATING_LINE] if first_below else []
-        cells = [(column, _latex_text(text)) for column, text in _cells(table, shown, row)]
+        cells = zip(shown, map(_latex_text, texts), strict=True)
         lines.append(
             [f"{_BOLD}{cell}{_END}" if best[column] is row else cell for column, cell in cells]
         )
@@ -323,13 +316,15 @@ def _typeset(text: str) -> str:
     return text
 
 
-def _with_line(table: Table) -> Iterator[tuple[Row, bool]]:
-    """Rows, and whether one is the first below the line."""
-    above = True
+def _lines(table: Table, shown: Sequence[Column]) -> Iterator[tuple[Row, list[str], bool]]:
+    """Rows, their texts, first the name with the number of its remark, and whether one is the first
+    below the line."""
+    remarks, above = numbered(table), True
     for row in table.rows[: table.top]:
         first_below = above and row.group == 2
         above = above and not first_below
-        yield row, first_below
+        name, *texts = (column.text(row) for column in shown)
+        yield row, [name + _raised(remarks.get(remark(row))), *texts], first_below
 
 
 def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:

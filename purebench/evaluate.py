@@ -127,6 +127,13 @@ def correct(model: nn.Module, split: Split) -> Tensor:
     return classes == split.labels
 
 
+def accuracy_lost(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Of the same images, each ``correct`` or not: how much accuracy goes, and its standard error,
+    for which an image counts 1, 0, or -1 if it is won."""
+    lost = before.float() - after.float()
+    return float(lost.mean()), float(lost.std()) / len(lost) ** 0.5
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Inside, networks are in evaluation mode: BatchNorm works by its running statistics, as it
