@@ -20,7 +20,7 @@ from purebench.storage import need_writable, sha256, write_atomic
 from . import plot
 from .charts import grid, points, square
 from .intervals import Interval
-from .rows import Board, Kind, Row, Table, boards
+from .rows import Board, Kind, Row, Table, boards, shared_rate
 from .table import (
     DEFENSE,
     LINE,
@@ -264,9 +264,10 @@ def _subtitle(board: Board) -> str:
     attacks = len({re.sub(r" \(rate=[^,)]*\)$", "", name) for name in names})
     counts = sorted({record.benign_count for record in board.records if record.benign_count})
     images = f" ({', '.join(f'{count:,}' for count in counts)} images)" if counts else ""
+    rate = shared_rate(board.records)
     parts = [
         board.setting.replace("benign", f"benign{images}", 1),
-        _count(attacks, "attack"),
+        _count(attacks, "attack") + ("" if rate is None else f" at poison rate {rate:g}"),
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         _count(len(board.records), "record"),
     ]

@@ -274,6 +274,13 @@ def _means(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, l
     return {label: names for label, names in means.items() if len(names) > 1}
 
 
+def shared_rate(records: Iterable[Record]) -> float | None:
+    """The poison rate of all their attacks, where it is one share of the training split."""
+    cells = [record.cell for record in records if record.cell.attack["name"] != CONTROL]
+    rates = {None if cell.clean_label else cell.poison_rate for cell in cells}
+    return rates.pop() if len(rates) == 1 else None
+
+
 def _attack_table(
     board: Board, attack: str, met: Mapping[str, Sequence[Record]], kind: Kind, reactivated: bool
 ) -> Table:
@@ -332,7 +339,9 @@ def _mean_table(
     records = [record for found in by_defense.values() for record in found]
     rate = label.removeprefix("mean")
     names = ", ".join(sorted(name.removesuffix(rate) for name in attacks))
-    title = _title(board, f"{label} over {names}", records)
+    shared = None if rate else shared_rate(records)
+    told = "" if shared is None else f" · poison rate {shared:g}"
+    title = _title(board, f"{label} over {names}{told}", records)
     return Table("mean", label, title, _sorted(made), ranking, tuple(attacks), _idle(attacks))
 
 

@@ -323,7 +323,9 @@ def test_each_condition_has_its_table_and_a_place_in_the_index() -> None:
     assert found.inside["h3"].count("poison rate 0.01") == 2
     assert len([at for at in found.all("table") if at["class"] == "heat"]) == 4
     assert "badnets" in found.inside["span"]
-    assert sum("2 attacks" in text for text in found.inside["p"]) == 2
+    assert sum("2 attacks ·" in text for text in found.inside["p"]) == 2
+    alone = elements(page.render([r for r in records if r.cell.poison_rate == 0.01]))
+    assert sum("2 attacks at poison rate 0.01 ·" in text for text in alone.inside["p"]) == 2
 
 
 def test_a_citation_names_exactly_these_records() -> None:

@@ -631,7 +631,11 @@ def test_titles() -> None:
     titles = {attack: found.title for attack, found in tables(ALL).items()}
     assert tables(THREE)["blend"].title.endswith("target 0 · 5 % benign · seeds 0, 1, 2")
     assert titles["none"] == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
-    assert titles["mean"].endswith("mean over badnets, blend · 5 % benign · seeds 0, 1, 2, 3")
+    shared = "mean over badnets, blend · poison rate 0.1 · 5 % benign · seeds 0, 1, 2, 3"
+    assert titles["mean"].endswith(shared)
+    for other in ({"poison_rate": 0.003}, {"clean_label": True}):
+        own = with_cell(record("adaptive", "prune", scores(80, 90)), **other)
+        assert "adaptive, badnets, blend · 5 %" in tables([*ALL, own])["mean"].title
 
 
 @pytest.mark.parametrize("render", ["screen", "markdown", "latex", "as_csv", "as_json"])
