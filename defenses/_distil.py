@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 from purebench import DefenseContext, fit
 from purebench.errors import Diverged
 from purebench.evaluate import accuracy_lost, correct
-from purebench.training import Loss
+from purebench.training import Descent, Loss, Recipe, sgd
 
 BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
+NORM = 1.0  # of its gradients at most: without BatchNorm its rate would break a network else
 HELD = 0.2  # of the benign images, to judge it
 # accuracy on these that may be lost; the suspect network knows them by heart, so that any repair
 # seems to cost more than it does
@@ -28,13 +30,10 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     """``model`` after some ``steps`` towards its own answers at a rate ``lr`` that replaces its
     weights, so that it forgets what it does not do.
 
-    As it was, where it has no BatchNorm, without which such a rate breaks it, and where it diverges
-    or is found, by a standard error, to lose more than ``PRICE`` on held-out benign images.
+    As it was, where it diverges or is found, by a standard error, to lose more than ``PRICE`` on
+    held-out benign images.
     """
     facts = ctx.notes["rewriting"] = {"taken": False}
-    if not normalised(model):
-        facts["left_out"] = "no BatchNorm"
-        return model
     rest, held = ctx.holdout(HELD)
     epochs = max(1, round(steps / -(-len(rest) // BATCH)))
     recipe = ctx.recipe.tuning(epochs, BATCH, lr, warmup=0.1)
@@ -44,7 +43,7 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
         student = fit(
             copy.deepcopy(model), rest, recipe, seed=ctx.derive("rewriting"),
             progress=ctx.progress, label="rewriting", notes=facts,
-            loss=distilling(model, TEMPERATURE, share=0), static=True,
+            loss=distilling(model, TEMPERATURE, share=0), descent=clipped(recipe), static=True,
         )  # fmt: skip
     except Diverged as reason:
         facts["left_out"] = str(reason)
@@ -54,9 +53,18 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     return student if facts["taken"] else model
 
 
-def normalised(model: nn.Module) -> bool:
-    """Whether there is a BatchNorm, to which the scale of the weights before it is all one."""
-    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+def clipped(recipe: Recipe) -> Descent:
+    """The recipe's optimiser, which first scales the gradients down to a norm of ``NORM``."""
+
+    def descent(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(weights, NORM)
+
+        optimiser = sgd(recipe)(weights)
+        optimiser.register_step_pre_hook(clip)
+        return optimiser
+
+    return descent
 
 
 def distilling(teacher: nn.Module, temperature: float, share: float) -> Loss:

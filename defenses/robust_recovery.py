@@ -50,7 +50,7 @@ class RobustRecovery(Defense):
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"

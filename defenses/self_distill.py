@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from purebench import DEFENSES, Defense, DefenseContext, NotApplicable
+from purebench import DEFENSES, Defense, DefenseContext
 
-from ._distil import normalised, rewritten
+from ._distil import rewritten
 
 
 @DEFENSES.register("self_distill")
@@ -26,6 +26,7 @@ class SelfDistill(Defense):
 
     paper: ClassVar[str] = "control"
     default: ClassVar[bool] = False
+    revision: ClassVar[int] = 2
     steps: int = 1200
     lr: float = 0.1
 
@@ -35,6 +36,4 @@ class SelfDistill(Defense):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        if not normalised(model):
-            raise NotApplicable("the network has no BatchNorm, without which its rate breaks it")
         return rewritten(model, ctx, self.steps, self.lr)

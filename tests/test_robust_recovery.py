@@ -17,7 +17,7 @@ from purebench import (
     MODELS,
     BackdooredModel,
     DefenseContext,
-    NotApplicable,
+    Recipe,
     Split,
     Task,
 )
@@ -248,13 +248,16 @@ def test_rewriting_that_costs_too_much_is_left(
     assert told in ctx.notes["rewriting"]
 
 
-def test_without_batchnorm_nothing_is_rewritten(defender: DefenseContext) -> None:
-    model = chain(flatten=nn.Flatten(), head=nn.Linear(256, defender.num_classes))
-    ctx = replace(defender, notes={})
-    assert distil.rewritten(model, ctx, 8, 0.1) is model
-    assert ctx.notes["rewriting"] == {"taken": False, "left_out": "no BatchNorm"}
-    with pytest.raises(NotApplicable, match="no BatchNorm"):
-        DEFENSES["self_distill"]().purify(model, ctx)
+def test_gradients_of_rewriting_are_clipped() -> None:
+    """Long ones alone: by the norm of all of them."""
+    recipe = Recipe(lr=0.5, momentum=0, weight_decay=0)
+    for given, moved in (([30.0, 40.0], [0.3, 0.4]), ([0.3, 0.4], [0.15, 0.2])):
+        weights = [nn.Parameter(torch.zeros(1)) for _ in given]
+        optimiser = distil.clipped(recipe)(weights)
+        for weight, gradient in zip(weights, given, strict=True):
+            weight.grad = torch.tensor([gradient])
+        optimiser.step()
+        assert torch.cat([*weights]).tolist() == pytest.approx([-move for move in moved], rel=1e-4)
 
 
 @pytest.mark.parametrize(
