@@ -20,10 +20,12 @@ from purebench import (
     Recipe,
     Split,
     Task,
+    fit,
 )
 from purebench.data import to_float
 from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
+from purebench.seeding import isolated
 
 layerwise: Any = import_module("purebench.defenses._layerwise")
 distil: Any = import_module("purebench.defenses._distil")
@@ -228,6 +230,28 @@ def test_rewriting_replaces_weights_and_keeps_answers(
     for name, _ in weight_layers(model, ctx.benign.images):
         weight = f"{name}.weight"
         assert (student.state_dict()[weight] - was[weight]).norm() > 0.3 * was[weight].norm()
+
+
+def test_a_network_without_batchnorm_is_rewritten(task: Task, defender: DefenseContext) -> None:
+    """At a rate that breaks it where gradients are not clipped."""
+    ctx = replace(defender, notes={})
+    with isolated(0):
+        fresh = MODELS["lenet"]().build(task)
+    model = fit(fresh, ctx.benign, replace(ctx.recipe, epochs=8), seed=0, progress=ctx.progress)
+    asked = to_float(ctx.benign.images)
+
+    def agreement() -> float:
+        student = distil.rewritten(model, ctx, 200, 0.2)
+        if not ctx.notes["rewriting"]["taken"]:
+            return 0.0
+        with torch.no_grad():
+            return float((student(asked).argmax(1) == model(asked).argmax(1)).float().mean())
+
+    assert accuracy(model, ctx.benign) > 0.9
+    assert agreement() > 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "NORM", float("inf"))
+        assert agreement() < 0.5
 
 
 @pytest.mark.parametrize(("lr", "told"), [(1e9, "left_out"), (0.1, "benign_drop")])
