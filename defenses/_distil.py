@@ -19,7 +19,7 @@ from purebench.evaluate import accuracy_lost, correct
 from purebench.training import Descent, Loss, Recipe, sgd
 
 BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
-NORM = 1.0  # of its gradients at most: without BatchNorm its rate would break a network else
+NORM = 1.0  # of its gradients at most, where no BatchNorm keeps its rate from breaking the network
 HELD = 0.2  # of the benign images, to judge it
 # accuracy on these that may be lost; the suspect network knows them by heart, so that any repair
 # seems to cost more than it does
@@ -43,7 +43,8 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
         student = fit(
             copy.deepcopy(model), rest, recipe, seed=ctx.derive("rewriting"),
             progress=ctx.progress, label="rewriting", notes=facts,
-            loss=distilling(model, TEMPERATURE, share=0), descent=clipped(recipe), static=True,
+            loss=distilling(model, TEMPERATURE, share=0), static=True,
+            descent=None if normalised(model) else clipped(recipe),
         )  # fmt: skip
     except Diverged as reason:
         facts["left_out"] = str(reason)
@@ -51,6 +52,11 @@ def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> n
     drop, error = accuracy_lost(correct(model, held), correct(student, held))
     facts.update(benign_drop=[round(drop, 6), round(error, 6)], taken=drop - error <= PRICE + 1e-9)
     return student if facts["taken"] else model
+
+
+def normalised(model: nn.Module) -> bool:
+    """Whether there is a BatchNorm, to which the scale of the weights before it is all one."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 def clipped(recipe: Recipe) -> Descent:
