@@ -19,7 +19,7 @@ from purebench.evaluate import accuracy_lost, correct
 from purebench.training import Descent, Loss, Recipe, sgd
 
 BATCH, SHIFT, TEMPERATURE = 32, 2, 2.0  # of rewriting; images move by up to SHIFT pixels
-NORM = 1.0  # of its gradients at most, where no BatchNorm keeps its rate from breaking the network
+NORM = 1.0  # of its gradients at most, where there is no BatchNorm
 HELD = 0.2  # of the benign images, to judge it
 # accuracy on these that may be lost; the suspect network knows them by heart, so that any repair
 # seems to cost more than it does
@@ -28,7 +28,8 @@ PRICE = 0.03
 
 def rewritten(model: nn.Module, ctx: DefenseContext, steps: int, lr: float) -> nn.Module:
     """``model`` after some ``steps`` towards its own answers at a rate ``lr`` that replaces its
-    weights, so that it forgets what it does not do.
+    weights, so that it forgets what it does not do. Where no BatchNorm keeps such a rate from
+    breaking it, gradients are clipped.
 
     As it was, where it diverges or is found, by a standard error, to lose more than ``PRICE`` on
     held-out benign images.

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,24 @@ from benchmarks import gpu as benchmark
 from purebench import (
     ATTACKS,
     DEFENSES,
+    MODELS,
     AttackContext,
     BackdooredModel,
     DefenseContext,
     Split,
+    Task,
     fit,
 )
 from purebench.cli import main
 from purebench.evaluate import Judge
 from purebench.progress import Progress
 from purebench.savepoint import Savepoints
+from purebench.seeding import isolated
 from purebench.training import Step
 
 from .pretended import Refused, There, pretended, waits
 
+distil: Any = import_module("purebench.defenses._distil")
 CPU = torch.device("cpu")
 QUIET = Progress(quiet=True)
 
@@ -232,6 +237,24 @@ def test_defense(
     here, there = run(CPU), run(gpu)
     assert on(gpu, there)
     assert agree(here, there)
+
+
+def test_gradients_are_clipped_in_a_graph(
+    task: Task, defender: DefenseContext, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(defender.recipe, epochs=3, batch_size=20)
+
+    def run(device: torch.device, most: float) -> nn.Module:
+        monkeypatch.setattr(distil, "NORM", most)
+        with isolated(0):
+            model = MODELS["lenet"]().build(task).to(device)
+        split = part(defender.benign, 100, device)
+        return fit(model, split, recipe, seed=0, progress=QUIET, descent=distil.clipped(recipe))
+
+    here, there = run(CPU, 0.1), run(gpu, 0.1)
+    assert on(gpu, there)
+    assert agree(here, there)
+    assert not torch.equal(weights(here), weights(run(CPU, 10.0)))
 
 
 # --- the engine ---------------------------------------------------------------------------------
