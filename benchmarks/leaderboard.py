@@ -26,8 +26,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from purebench.evaluate import Scores
 from purebench.record import Cell, Record, read_records
+from purebench.scores import Scores
 
 from ._timing import Times, conditions
 

@@ -52,8 +52,9 @@ from purebench import (
     UsageError,
 )
 from purebench.data import Source
-from purebench.evaluate import Judge, Scores, predictions
+from purebench.evaluate import Judge, predictions
 from purebench.progress import Progress
+from purebench.scores import Scores
 from purebench.seeding import derive, isolated
 from purebench.settings import describe
 from purebench.storage import need_writable, write_atomic

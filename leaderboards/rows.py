@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from purebench.evaluate import Scores, der
 from purebench.record import Record
+from purebench.scores import Scores, der
 from purebench.settings import canonical
 
 from . import reference

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import Split, stratified
-from .evaluate import Scores
 from .progress import Progress
+from .scores import Scores
 from .seeding import derive, generator
 from .training import Recipe
 

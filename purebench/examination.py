@@ -23,11 +23,12 @@ from .checkpoint import find_architecture, open_model
 from .config import RunConfig
 from .data import LoadContext, Split
 from .errors import UsageError, near_match
-from .evaluate import Judge, Scores
+from .evaluate import Judge
 from .model import Task
 from .progress import Progress
 from .purification import check_classes, no_stray
 from .registry import ATTACKS, DATASETS, MODELS, load_plugin
+from .scores import Scores
 from .seeding import derive, generator
 from .settings import build
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UsageError
-from .evaluate import Scores
+from .scores import Scores, checked
 from .settings import canonical
-from .stealth import checked
 from .storage import write_atomic
 
 SCHEMA = 1

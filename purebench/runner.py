@@ -37,16 +37,17 @@ from .data import (
 )
 from .defense import Defense, DefenseContext
 from .errors import DiskFull, Diverged, NotApplicable, UsageError, near_match
-from .evaluate import Judge, Scores
+from .evaluate import Judge
 from .model import Architecture, Task
 from .progress import Progress
 from .reactivation import poisoned_samples, reactivated
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
 from .savepoint import Savepoints
+from .scores import Scores, checked
 from .seeding import derive, generator, isolated
 from .settings import build, canonical, describe, fingerprint
-from .stealth import checked, stealth
+from .stealth import stealth
 from .storage import locked, need_writable, set_aside, sha256, write_atomic
 from .training import RECIPES, Recipe
 

@@ -8,19 +8,13 @@ places and channels.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .data import to_float
+from .scores import CEILING, METRICS
 
-METRICS = ("psnr", "ssim", "linf", "l2")
-CEILING = 100.0  # dB of equal images: more than one step of one value in 224 x 224 x 3
-
-_RANGES = {"psnr": (0, CEILING), "ssim": (-1, 1), "linf": (0, 1), "l2": (0, math.inf)}
 _SIDE, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 _CHUNK = 250
@@ -40,19 +34,6 @@ def stealth(clean: Tensor, marked: Tensor) -> dict[str, float]:
         sums += torch.stack([part.double().sum() for part in parts])
     means = (sums / len(clean)).tolist()
     return {name: round(value, 6) for name, value in zip(METRICS, means, strict=True)}
-
-
-def checked(content: Any) -> dict[str, float]:
-    """``content`` as ``stealth`` gives it. Raises ValueError where it is something else."""
-    if not isinstance(content, dict) or set(content) != set(METRICS):
-        raise ValueError(f"stealth must hold {', '.join(METRICS)}, got {content!r}")
-    for name, value in content.items():
-        low, high = _RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"stealth {name} must be a number, got {value!r}")
-        if not low <= value <= high or math.isinf(value):
-            raise ValueError(f"stealth {name} must be finite and {low} to {high}, got {value}")
-    return content
 
 
 def psnr(change: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from typing import Any
 
 from .config import RunConfig
 from .errors import UsageError
-from .evaluate import der
 from .machine import commit
 from .record import PROTOCOL, Record, Unreadable, parse_record
 from .runner import cell_fingerprint
+from .scores import der
 from .settings import canonical
 from .storage import sha256
 

@@ -32,8 +32,9 @@ from purebench import (
 )
 from purebench.contract import DEFENSE_CHECKS
 from purebench.data import to_float
-from purebench.evaluate import Judge, Scores, accuracy
+from purebench.evaluate import Judge, accuracy
 from purebench.progress import Progress
+from purebench.scores import Scores
 from purebench.seeding import isolated
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from purebench import BackdooredModel, DataBundle, Goal, Split
 from purebench import evaluate as judge_module
-from purebench.evaluate import Judge, Scores, accuracy, der
+from purebench.evaluate import Judge, accuracy
+from purebench.scores import Scores, der
 
 NAN, INF = 100, 101  # answers that are none
 

@@ -23,8 +23,8 @@ import pytest
 
 from benchmarks import leaderboard
 from purebench.cli import OK, USAGE, main
-from purebench.evaluate import Scores
 from purebench.record import Cell, Record, read_records
+from purebench.scores import Scores
 
 pytest.importorskip("jinja2", reason="the page is made with Jinja2: pip install 'purebench[page]'")
 

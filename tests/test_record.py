@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from purebench.evaluate import Scores
 from purebench.record import PROTOCOL, Cell, Record, Unreadable, read_record
+from purebench.scores import Scores
 
 CELL = Cell(
     dataset={"name": "shapes", "settings": {"size": 16}, "digest": "ab"},

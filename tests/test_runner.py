@@ -29,10 +29,10 @@ from purebench import (
 from purebench.attack import triggered
 from purebench.config import RunConfig
 from purebench.errors import Diverged
-from purebench.evaluate import Scores
 from purebench.progress import Progress
 from purebench.record import Record, read_record
 from purebench.runner import Victim, cell_fingerprint, execute, prepare, victim_identity
+from purebench.scores import Scores
 from purebench.seeding import isolated
 
 SMALL = {"shapes": {"train_count": 400, "test_count": 100}, "mnist_fast": {"epochs": 1}}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from purebench.data import to_uint8
-from purebench.stealth import CEILING, METRICS, ssim, stealth
+from purebench.scores import CEILING, METRICS
+from purebench.stealth import ssim, stealth
 
 
 def test_one_value_of_each_image() -> None:

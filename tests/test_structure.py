@@ -17,7 +17,7 @@ PLUGINS = ("attacks", "defenses", "models", "datasets")
 # A module imports what is on its own floor or below. A new one gets its floor here.
 FLOORS = {
     **dict.fromkeys(("errors", "registry", "settings", "seeding", "storage", "progress"), 0),
-    **dict.fromkeys(("heatmap", "picture", "interrupt"), 0),
+    **dict.fromkeys(("heatmap", "picture", "interrupt", "scores"), 0),
     **dict.fromkeys(("data", "model", "attack", "defense", "layers", "training", "evaluate"), 1),
     **dict.fromkeys(("recovery", "stealth", "reactivation", "adversarial", "savepoint"), 1),
     **dict.fromkeys(("config", "machine", "artifact", "record", "runner", "contract"), 2),

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from purebench.evaluate import Scores
 from purebench.record import Cell, Record
+from purebench.scores import Scores
 
 table: Any = import_module("purebench.leaderboards.table")
 rows: Any = import_module("purebench.leaderboards.rows")

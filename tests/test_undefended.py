@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from purebench.cli import USAGE, main
-from purebench.evaluate import Scores
 from purebench.record import Cell, Record
+from purebench.scores import Scores
 
 undefended: Any = import_module("purebench.leaderboards.undefended")
 
