@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -256,3 +258,12 @@ def test_a_plugin_says_what_it_does(file: Path) -> None:
     """'Name: sentence.' is what ``list`` shows."""
     first = (ast.get_docstring(parse(file)) or "").partition("\n")[0]
     assert re.fullmatch(r"[A-Z0-9][^:.]*: \S.*\.", first), first
+
+
+def test_tables_and_figures_are_made_without_torch() -> None:
+    """It takes seconds to import."""
+    code = """
+import sys, purebench.leaderboards.board, purebench.leaderboards.figures, purebench.leaderboards.page
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
