@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UsageError
-from .scores import Scores, checked
+from .scores import Scores, checked_stealth
 from .settings import canonical
 from .storage import write_atomic
 
@@ -126,7 +126,7 @@ def parse_record(text: bytes, path: Path | str) -> Record:
         if content.get("reactivated") is not None:
             content["reactivated"] = _scores(content["reactivated"])
         if content.get("stealth", {}) != {}:
-            checked(content["stealth"])
+            checked_stealth(content["stealth"])
         record = Record(**content)
         scored = None not in (record.before, record.after, record.cost.get("seconds"))
         if record.status == "ok" and not scored:

@@ -44,7 +44,7 @@ from .reactivation import poisoned_samples, reactivated
 from .record import PROTOCOL, Cell, Record, Status, Unreadable, read_record
 from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
 from .savepoint import Savepoints
-from .scores import Scores, checked
+from .scores import Scores, checked_stealth
 from .seeding import derive, generator, isolated
 from .settings import build, canonical, describe, fingerprint
 from .stealth import stealth
@@ -372,7 +372,7 @@ class Victim:
         marked = self.judge.triggered
         file = self.folder / STEALTH
         try:
-            return checked(json.loads(file.read_text("utf-8")))
+            return checked_stealth(json.loads(file.read_text("utf-8")))
         except (OSError, ValueError):
             clean = self.judge.test.images[self.judge.eligible]
             count = min(_COMPARED, len(marked))

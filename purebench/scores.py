@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = ("psnr", "ssim", "linf", "l2")
+STEALTH_METRICS = ("psnr", "ssim", "linf", "l2")
 CEILING = 100.0  # dB of equal images: more than one step of one value in 224 x 224 x 3
 
 _RANGES = {"psnr": (0, CEILING), "ssim": (-1, 1), "linf": (0, 1), "l2": (0, math.inf)}
@@ -67,10 +67,10 @@ def der(before: Scores, after: Scores) -> float:
     return (gained - lost + 1) / 2
 
 
-def checked(content: Any) -> dict[str, float]:
+def checked_stealth(content: Any) -> dict[str, float]:
     """``content`` as ``stealth`` gives it. Raises ValueError where it is something else."""
-    if not isinstance(content, dict) or set(content) != set(METRICS):
-        raise ValueError(f"stealth must hold {', '.join(METRICS)}, got {content!r}")
+    if not isinstance(content, dict) or set(content) != set(STEALTH_METRICS):
+        raise ValueError(f"stealth must hold {', '.join(STEALTH_METRICS)}, got {content!r}")
     for name, value in content.items():
         low, high = _RANGES[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):

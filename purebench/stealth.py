@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import to_float
-from .scores import CEILING, METRICS
+from .scores import CEILING, STEALTH_METRICS
 
 _SIDE, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -26,14 +26,14 @@ def stealth(clean: Tensor, marked: Tensor) -> dict[str, float]:
     psnr in dB, ``CEILING`` at most; ssim, -1 to 1; linf, the largest change of a value; l2, the
     length of all changes of an image.
     """
-    sums = torch.zeros(len(METRICS), dtype=torch.float64, device=clean.device)
+    sums = torch.zeros(len(STEALTH_METRICS), dtype=torch.float64, device=clean.device)
     for first, second in zip(clean.split(_CHUNK), marked.split(_CHUNK), strict=True):
         first, second = to_float(first), to_float(second)
         change = (second - first).flatten(1).double()
         parts = psnr(change), ssim(first, second), change.abs().amax(1), change.norm(dim=1)
         sums += torch.stack([part.double().sum() for part in parts])
     means = (sums / len(clean)).tolist()
-    return {name: round(value, 6) for name, value in zip(METRICS, means, strict=True)}
+    return {name: round(value, 6) for name, value in zip(STEALTH_METRICS, means, strict=True)}
 
 
 def psnr(change: Tensor) -> Tensor:
