@@ -49,9 +49,18 @@ class PreActBlock(nn.Module):
 @MODELS.register("preact_resnet18")
 @dataclass(frozen=True)
 class PreActResNet18(Architecture):
-    """Images of any size from 16x16 on; no settings."""
+    """Images of any size from 16x16 on.
+
+    width: channels of the stem and of the first stage, at least 1; each later stage has twice as
+        many. 8 makes a network that a laptop trains in minutes, of the same depth and shortcuts.
+    """
 
     paper: ClassVar[str] = "He et al. 2016, arXiv:1603.05027"
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
 
     def build(self, task: Task) -> nn.Module:
         channels, height, width = task.shape
@@ -60,10 +69,12 @@ class PreActResNet18(Architecture):
                 f"preact_resnet18 takes images of 16x16 and larger, got {height}x{width}"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict(
-            normalise=Normalise(task), stem=nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            normalise=Normalise(task),
+            stem=nn.Conv2d(channels, self.width, 3, padding=1, bias=False),
         )
-        inputs = 64
-        for stage, outputs in enumerate((64, 128, 256, 512), 1):
+        inputs = self.width
+        for stage in range(1, 5):
+            outputs = self.width * 2 ** (stage - 1)
             layers[f"stage{stage}"] = nn.Sequential(
                 PreActBlock(inputs, outputs, stride=1 if stage == 1 else 2),
                 PreActBlock(outputs, outputs, stride=1),

@@ -157,6 +157,7 @@ def test_a_misfit_says_what_would_fit(name: str) -> None:
         ("one_hidden", {"filters": 0}, "filters must be at least 1"),
         ("one_hidden", {"patch": 0}, "patch must be at least 1"),
         ("resnet18", {"stem": "large"}, "stem must be small or imagenet"),
+        ("preact_resnet18", {"width": 0}, "width must be at least 1"),
         ("small_cnn", {"width": 0}, "width must be at least 1"),
     ],
 )
