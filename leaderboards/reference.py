@@ -16,6 +16,7 @@ from pathlib import Path
 from purebench.record import Cell
 
 SETTING = ("cifar10", "preact_resnet18")
+WIDTH = 64  # of the published networks
 NOTE = (
     "published: not measured here. BackdoorBench's leaderboard, one run each, 5 % benign; "
     "means: FT-SAM (arXiv:2304.11823), table 1, ten attacks, poison rate 0.1"
@@ -35,7 +36,8 @@ class Reference:
 
 
 def of_attack(cell: Cell) -> Reference | None:
-    """The published run of the cell's attack, poison rate and defense, whatever their settings."""
+    """The published run of the cell's attack, poison rate and defense, whatever their settings,
+    on a network of the same width."""
     rate = cell.poison_rate * (_CLASS_SHARE if cell.clean_label else 1)
     return _find(cell, cell.attack["name"], rate) if not cell.all_to_all else None
 
@@ -47,6 +49,8 @@ def of_mean(cell: Cell) -> Reference | None:
 
 def _find(cell: Cell, attack: str, rate: float) -> Reference | None:
     if (cell.dataset["name"], cell.model["name"]) != SETTING:
+        return None
+    if cell.model["settings"].get("width", WIDTH) != WIDTH:
         return None
     return _references().get((attack, f"{rate:g}", cell.defense["name"]))
 

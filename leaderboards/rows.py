@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -143,6 +143,7 @@ def boards(records: Iterable[Record]) -> list[Board]:
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     shared: dict[str, dict[str, Any]] = {}
+    changed: dict[str, set[str]] = defaultdict(set)
     protocols = set()
     for record in records:
         protocols.add(record.protocol)
@@ -152,24 +153,28 @@ def boards(records: Iterable[Record]) -> list[Board]:
         key = canonical(cell)
         groups[key].append(record)
         shared[key] = cell
+        changed[key].update(
+            f"{part}.{name}" for part in cell for name in record.changed.get(part, ())
+        )
     if len(protocols) > 1:
         raise ValueError(f"one table cannot mix protocols: {', '.join(sorted(protocols))}")
-    settings = _settings(shared.values())
+    settings = _settings([(cell, changed[key]) for key, cell in shared.items()])
     return [
         Board(cell["dataset"]["name"], cell["model"]["name"], setting, tuple(groups[key]))
         for (key, cell), setting in zip(shared.items(), settings, strict=True)
     ]
 
 
-def _settings(shared: Iterable[dict[str, Any]]) -> list[str]:
-    """Benign shares, and for boards of one dataset, model and share the settings that differ."""
+def _settings(shared: Sequence[tuple[dict[str, Any], Collection[str]]]) -> list[str]:
+    """Benign shares; then the settings that are not defaults, and for boards of one dataset, model
+    and share those that differ."""
     namesakes, told = [], []
-    for cell in shared:
+    for cell, _ in shared:
         told.append(f"{100 * cell['benign_fraction']:.3g} % benign")
         namesakes.append(
             (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), _flat(cell))
         )
-    labels = told_apart(namesakes, " · {}")
+    labels = told_apart(namesakes, [changed for _, changed in shared], " · {}")
     return [
         setting + labels[canonical(list(namesake))].removeprefix(namesake[0])
         for setting, namesake in zip(told, namesakes, strict=True)
@@ -185,23 +190,27 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def told_apart(named: Sequence[tuple[str, dict[str, Any]]], form: str) -> dict[str, str]:
-    """Canonical (name, settings) -> the name, and where it stands there with several settings,
-    those that differ, put into ``form``."""
+def told_apart(
+    named: Sequence[tuple[str, dict[str, Any]]], changed: Iterable[Iterable[str]], form: str
+) -> dict[str, str]:
+    """Canonical (name, settings) -> the name, and put into ``form`` its settings that are not
+    defaults (``changed``, of each) and those in which namesakes differ."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    telling: dict[str, set[str]] = defaultdict(set)
     order = []
-    for name, settings in named:
+    for (name, settings), keys in zip(named, changed, strict=True):
         order.append(canonical([name, settings]))
         found[name][order[-1]] = settings
+        telling[name].update(keys)
     labels = {}
     for name, variants in found.items():
         values: dict[str, set[str]] = defaultdict(set)
         for settings in variants.values():
             for key, value in settings.items():
                 values[key].add(canonical(value))
-        differing = [key for key, seen in values.items() if len(seen) > 1]
+        shown = [key for key, seen in values.items() if len(seen) > 1 or key in telling[name]]
         for variant, settings in variants.items():
-            told = ", ".join(f"{key}={settings.get(key)}" for key in differing)
+            told = ", ".join(f"{key}={settings.get(key)}" for key in shown)
             labels[variant] = name + form.format(told) if told else name
     return {key: labels[key] for key in order}
 
@@ -216,7 +225,8 @@ def _labelled(records: Sequence[Record]) -> list[tuple[str, str, Record]]:
             rate = {"rate": record.cell.poison_rate} if side == "attack" else {}
             revision = {"revision": plugin.get("revision")}
             plugins.append((plugin["name"], {**plugin["settings"], **rate, **revision}))
-        labels = told_apart(plugins, " ({})")
+        changed = [record.changed.get(side, ()) for record in records]
+        labels = told_apart(plugins, changed, " ({})")
         sides.append([labels[canonical(list(plugin))] for plugin in plugins])
     return list(zip(*sides, records, strict=True))
 

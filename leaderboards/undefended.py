@@ -53,7 +53,7 @@ def lines(records: Iterable[Record]) -> list[list[str]]:
     groups: dict[tuple[str, float], list[Record]] = defaultdict(list)
     undefended = [r for r in records if r.cell.defense["name"] == UNDEFENDED]
     plugins = [(r.cell.attack["name"], r.cell.attack["settings"]) for r in undefended]
-    labels = told_apart(plugins, " ({})")
+    labels = told_apart(plugins, [r.changed.get("attack", ()) for r in undefended], " ({})")
     for plugin, record in zip(plugins, undefended, strict=True):
         groups[labels[canonical(list(plugin))], -record.cell.poison_rate].append(record)
     order = sorted(groups, key=lambda group: (group[0] != CONTROL, group))

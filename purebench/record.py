@@ -55,6 +55,8 @@ class Record:
         are not finite; "failed" where something raised.
     before, after: the undefended and the purified network's counts.
     benign_count: benign images the defender had.
+    changed: part of the cell -> its settings that are not the defaults they had at the time, which
+        tables tell: {"model": ["width"]}. Empty in records that are older than it.
     notes: the defense's own facts. victim_notes: the attack's.
     stealth: how far triggered test images lie from clean ones, see ``purebench.stealth``; empty
         where there is no trigger, and in records that are older than it.
@@ -74,6 +76,7 @@ class Record:
     after: Scores | None = None
     benign_count: int = 0
     error: str | None = None
+    changed: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     victim_notes: dict[str, Any] = field(default_factory=dict)
     stealth: dict[str, float] = field(default_factory=dict)
@@ -128,6 +131,9 @@ def parse_record(text: bytes, path: Path | str) -> Record:
         if content.get("stealth", {}) != {}:
             checked_stealth(content["stealth"])
         record = Record(**content)
+        for part, names in record.changed.items():
+            if not set(names) <= set(getattr(record.cell, part)["settings"]):
+                raise ValueError(f"changed names what is no setting of {part}: {names}")
         scored = None not in (record.before, record.after, record.cost.get("seconds"))
         if record.status == "ok" and not scored:
             raise ValueError("status 'ok' without scores or seconds")

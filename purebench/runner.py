@@ -46,7 +46,7 @@ from .registry import ATTACKS, DATASETS, DEFENSES, MODELS, Registry, load_plugin
 from .savepoint import Savepoints
 from .scores import Scores, checked_stealth
 from .seeding import derive, generator, isolated
-from .settings import build, canonical, describe, fingerprint
+from .settings import build, canonical, changed, describe, fingerprint
 from .stealth import stealth
 from .storage import locked, need_writable, set_aside, sha256, write_atomic
 from .training import RECIPES, Recipe
@@ -105,6 +105,18 @@ class Plan:
             benign_fraction=self.config.benign_fraction,
             held_out=self.config.benign_source == "held_out",
         )
+
+    def changed(self, attack: Attack, defense: Defense) -> dict[str, list[str]]:
+        """Part of a cell -> its settings that are not the defaults."""
+        plugins = {
+            "dataset": self.dataset,
+            "model": self.architecture,
+            "attack": attack,
+            "defense": defense,
+        }
+        parts = {name: changed(plugin) for name, plugin in plugins.items()}
+        parts["recipe"] = changed(self.recipe, RECIPES[self.recipe_name])
+        return {name: settings for name, settings in parts.items() if settings}
 
     def cell(self, attack: Attack, defense: Defense, seed: int) -> Cell:
         return Cell(
@@ -563,6 +575,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         after=after,
         benign_count=len(victim.bundle.benign),
         error=error,
+        changed=plan.changed(victim.attack, defense),
         notes=notes,
         victim_notes={k: v for k, v in attack_notes.items() if k != "training_seconds"},
         stealth=distances,

@@ -156,6 +156,22 @@ def describe(instance: Any) -> dict[str, Any]:
     }
 
 
+def changed(instance: Any, base: Any = None) -> list[str]:
+    """Those of the settings of ``describe`` that are not their defaults, or not as in ``base``."""
+    return [
+        field.name
+        for field in dataclasses.fields(instance)
+        if not field.metadata.get("location")
+        and getattr(instance, field.name)
+        != (_default(field) if base is None else getattr(base, field.name))
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Picture):
         return f"sha256:{value.digest}"

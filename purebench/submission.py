@@ -226,6 +226,8 @@ def differences(told: Record, measured: Record) -> Iterator[str]:
     """What a second run gives that the first one does not say, beyond what machines differ by."""
     if told.status != measured.status:
         yield f"status: {told.status}, measured {measured.status}"
+    if told.changed != measured.changed:
+        yield f"changed: {told.changed}, measured {measured.changed}"
     for name in ("before", "after"):
         ours, theirs = getattr(measured, name), getattr(told, name)
         if ours is None or theirs is None:

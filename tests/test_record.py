@@ -16,7 +16,7 @@ from purebench.scores import Scores
 
 CELL = Cell(
     dataset={"name": "shapes", "settings": {"size": 16}, "digest": "ab"},
-    model={"name": "small_cnn", "settings": {}},
+    model={"name": "small_cnn", "settings": {"width": 4}},
     attack={"name": "blend", "settings": {"alpha": 0.1 + 0.2}, "revision": 1},
     defense={"name": "prune", "settings": {"layers": ["a", "b"], "limit": None}, "revision": 2},
     recipe={"name": "mnist_fast", "settings": {"lr": 1e-3}},
@@ -37,6 +37,7 @@ RECORD = Record(
     before=SCORES,
     after=replace(SCORES, triggered_as_target=0),
     benign_count=50,
+    changed={"model": ["width"]},
     notes={"pruned": [1, 2], "naïve": "é"},
     victim_notes={"loss_by_epoch": [0.1]},
     stealth={"psnr": 20.5, "ssim": 0.9, "linf": 0.2, "l2": 1.5},
@@ -137,6 +138,10 @@ def _without(*keys: str) -> Callable[[dict[str, Any]], None]:
         lambda record: record.update(after=None),
         lambda record: record.update(cost=[]),
         lambda record: record.update(reactivated=[]),
+        lambda record: record.update(changed=None),
+        lambda record: record.update(changed={"model": ["depth"]}),
+        lambda record: record.update(changed={"network": ["width"]}),
+        lambda record: record.update(changed={"seed": ["width"]}),
         lambda record: record.update(stealth=None),
         lambda record: record.update(stealth=[]),
         lambda record: record.update(stealth=["psnr", "ssim", "linf", "l2"]),
@@ -165,12 +170,12 @@ def test_what_is_no_record(spoil: Callable[[dict[str, Any]], None], tmp_path: Pa
     refused(record, tmp_path)
 
 
-def test_records_older_than_stealth_and_reactivation(tmp_path: Path) -> None:
+def test_records_older_than_a_field(tmp_path: Path) -> None:
     record = content()
-    del record["stealth"], record["reactivated"]
+    del record["stealth"], record["reactivated"], record["changed"]
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    assert read_record(path) == replace(RECORD, stealth={}, reactivated=None)
+    assert read_record(path) == replace(RECORD, stealth={}, reactivated=None, changed={})
 
 
 @pytest.mark.parametrize("whole", [None, 1, "ok", [], [1], {}])

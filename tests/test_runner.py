@@ -225,6 +225,8 @@ def test_a_changed_setting_reruns_that_defense_alone(
     second = run(tmp_path, set={"prune": {"budget": "0.5"}})
     assert second.reused == [True, False]
     assert second["none"] == first["none"]
+    assert "defense" not in first["prune"].changed
+    assert second["prune"].changed == {**first["prune"].changed, "defense": ["budget"]}
     assert len(second["prune"].notes["pruned"]) > len(first["prune"].notes["pruned"])
     assert run(tmp_path).reused == [True, True]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from purebench.settings import (
     Located,
     build,
     canonical,
+    changed,
     convert,
     describe,
     fingerprint,
@@ -159,6 +160,20 @@ def test_describe_is_data_in_the_order_of_the_fields() -> None:
     assert list(described) == ["alpha", "steps", "fast", "mode", "label", "sizes", "limit"]
     assert described["sizes"] == [5, 6]
     assert build(Sample, described, "x") == Sample(sizes=(5, 6))
+
+
+def test_changed_settings_are_those_that_are_not_as_they_come() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        given: int
+        made: tuple[int, ...] = field(default_factory=tuple)
+        folder: str = field(default="", metadata={"location": True})
+
+    assert changed(Sample()) == []
+    assert changed(Sample(alpha=0.3, sizes=(1,))) == ["alpha", "sizes"]
+    assert changed(Sample(alpha=0.3, steps=5), Sample(alpha=0.3)) == ["steps"]
+    assert changed(Other(1, folder="here")) == ["given"]
+    assert changed(Other(1, (2,))) == ["given", "made"]
 
 
 def test_fingerprint_is_stable() -> None:

@@ -210,6 +210,8 @@ def test_differences_are_beyond_what_machines_differ_by(results: Path) -> None:
     assert not list(differences(record, replace(record, after=near)))
     failed = replace(record, status="failed", after=None)
     assert list(differences(record, failed)) == ["status: ok, measured failed"]
+    (silent,) = differences(replace(record, changed={}), record)
+    assert silent.startswith("changed: {}, measured {'dataset': ['train_count', 'test_count']")
 
 
 def publish(*words: str, boards: Path) -> int:

@@ -18,6 +18,7 @@ table: Any = import_module("purebench.leaderboards.table")
 rows: Any = import_module("purebench.leaderboards.rows")
 intervals: Any = import_module("purebench.leaderboards.intervals")
 ranks: Any = import_module("purebench.leaderboards.ranks")
+undefended: Any = import_module("purebench.leaderboards.undefended")
 
 
 def scores(acc: int, asr: int, ra: int = 0) -> Scores:
@@ -206,6 +207,26 @@ def test_settings_are_named_where_they_differ() -> None:
         "small_cnn · blend, 0.1 of the training split, target 0 · 5 % benign · model.width=4"
         in (table.screen([wide, narrow]))
     )
+
+
+def test_settings_that_are_no_defaults_are_named() -> None:
+    """Wherever they stand alone; older records, which do not tell them, share their name."""
+    cell = {
+        "model": {"name": "small_cnn", "settings": {"width": 4, "depth": 3}},
+        "attack": {"name": "blend", "settings": {"alpha": 0.1, "pattern": None}},
+        "defense": {"name": "prune", "settings": {"budget": 0.2, "steps": 4}},
+        "recipe": {"name": "mnist_fast", "settings": {"epochs": 6, "lr": 0.1}},
+    }
+    told = {"model": ["width"], "attack": ["alpha"], "defense": ["steps"], "recipe": ["epochs"]}
+    named = replace(with_cell(THREE[0], **cell), changed=told)
+    older = with_cell(THREE[1], **cell)
+    (board,) = rows.boards([named, older])
+    assert board.setting == "5 % benign · model.width=4, recipe.epochs=6"
+    found = tables([named, older])
+    assert set(found) == {"blend (alpha=0.1)"}
+    assert defenses(found["blend (alpha=0.1)"]) == ["prune (steps=4)"]
+    bare = with_cell(named, defense={"name": "none", "settings": {}})
+    assert "blend (alpha=0.1)" in undefended.markdown([replace(bare, cost={})])
 
 
 def test_poison_rates_have_tables_and_means_of_their_own() -> None:
@@ -498,7 +519,7 @@ def test_stealth_is_the_mean_over_victims() -> None:
 
 CIFAR = {
     "dataset": {"name": "cifar10", "settings": {}},
-    "model": {"name": "preact_resnet18", "settings": {}},
+    "model": {"name": "preact_resnet18", "settings": {"width": 64}},
 }
 
 
@@ -511,8 +532,9 @@ def test_published_numbers_stand_beside_ours_in_their_setting_only() -> None:
     assert "91.32" in text
     assert "not measured here" in text
     elsewhere = with_cell(ours, model={"name": "resnet18", "settings": {}})
+    narrow = with_cell(ours, model={"name": "preact_resnet18", "settings": {"width": 8}})
     rare = with_cell(ours, poison_rate=0.01)
-    for other in (elsewhere, rare, with_cell(ours, all_to_all=True)):
+    for other in (elsewhere, narrow, rare, with_cell(ours, all_to_all=True)):
         assert "published" not in table.screen([other])
 
 
