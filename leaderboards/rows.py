@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from purebench.record import Record
-from purebench.scores import Scores, der
+from purebench.scores import der
 from purebench.settings import canonical
 
 from . import reference
@@ -22,6 +22,7 @@ UNDEFENDED = "none"
 CONTROL = "none"  # the attack that poisons nothing
 PLAIN = "fine_tune"  # what a defense must do more than
 NOTICED = 0.05  # of ASR: what counts as more
+BENT = 0.1  # of ACC, by reactivation: a network so bent would take anything for the target
 TOLERATED_DROP = 0.05  # of clean accuracy: a defense that loses more stands below the line
 
 SHARES = ("acc", "acc_drop", "asr", "ra", "der", "reactivated", "control_drop")
@@ -37,6 +38,7 @@ class Row:
         their mean. A failed or diverged cell counts as the worst (ACC, RA, DER 0; ASR and ACC
         drop 1), a weak attack's and a skipped cell not at all. Reactivated: ASR after ten more
         poisoned samples; empty where it was not measured.
+    bent: accuracy that these samples cost, mean over cells.
     control_drop: accuracy lost on the network that nobody poisoned; in a mean table.
     worst_asr: of all cells, the maximum.
     intervals: field -> 95 % interval; of a mean over three seeds or more, or of a single count.
@@ -52,6 +54,7 @@ class Row:
     ra: tuple[float, ...] = ()
     der: tuple[float, ...] = ()
     reactivated: tuple[float, ...] = ()
+    bent: float = 0.0
     control_drop: tuple[float, ...] = ()
     seconds: tuple[float, ...] = ()
     worst_asr: float | None = None
@@ -238,7 +241,7 @@ def _tables(board: Board) -> tuple[Table, ...]:
     by_attack: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for attack, defense, record in _labelled(board.records):
         by_attack[attack][defense].append(record)
-    reactivated = any(_reactivated(record) for record in board.records)
+    reactivated = any(record.reactivated for record in board.records)
     controls = {name for name, met in by_attack.items() if _is_control(met)}
     tables = [
         _attack_table(board, name, met, "control" if name in controls else "attack", reactivated)
@@ -418,10 +421,6 @@ def _counts(record: Record) -> bool:
     return record.status != "skipped" and not _weak(record)
 
 
-def _reactivated(record: Record) -> Scores | None:
-    return getattr(record, "reactivated", None)
-
-
 def _outcome(record: Record) -> tuple[float, float, float, float, float]:
     """ACC, ACC drop, ASR, RA, DER; the worst there is for a cell that did not finish."""
     before, after = record.before, record.after
@@ -434,6 +433,7 @@ def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool)
     """reactivated: whether the board measured it, so that a failed cell counts there too."""
     by_seed: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     again: dict[int, list[float]] = defaultdict(list)
+    bent: list[float] = []
     seconds: dict[int, list[float]] = defaultdict(list)
     remarks: dict[str, None] = {}
     for record in records:
@@ -455,8 +455,9 @@ def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool)
             remarks["weak attack"] = None
         if record.after.degenerate:
             remarks["degenerate: one class for > 95 %"] = None
-        if (scores := _reactivated(record)) is not None:
+        if (scores := record.reactivated) is not None:
             again[seed].append(scores.asr)
+            bent.append(record.after.acc - scores.acc)
         seconds[seed].append(record.cost["seconds"])
     values = [
         tuple(statistics.fmean(values) for values in zip(*cells, strict=True))
@@ -474,6 +475,7 @@ def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool)
         ra=ra,
         der=ratings,
         reactivated=_by_seed(again),
+        bent=statistics.fmean(bent) if bent else 0.0,
         seconds=_by_seed(seconds),
         worst_asr=worst,
         benign_count=max(record.benign_count for record in records),
@@ -490,7 +492,7 @@ def _by_seed(values: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
 
 def _counts_of(record: Record) -> dict[str, tuple[int, int]]:
     """Field -> (successes, trials) of a cell that finished."""
-    after, again = record.after, _reactivated(record)
+    after, again = record.after, record.reactivated
     if record.status != "ok" or after is None:
         return {}
     counts = {
@@ -519,7 +521,7 @@ def _intervals(row: Row, counts: Mapping[str, tuple[int, int]]) -> dict[str, Int
 
 def _stealth(records: Iterable[Record]) -> dict[str, float]:
     """Mean over victims of the finite measures of their triggers."""
-    victims = {record.victim: getattr(record, "stealth", None) or {} for record in records}
+    victims = {record.victim: record.stealth for record in records}
     values: dict[str, list[float]] = defaultdict(list)
     for measures in victims.values():
         for name, value in measures.items():

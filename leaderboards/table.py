@@ -19,7 +19,7 @@ from purebench.record import Record
 from . import reference
 from .intervals import Interval, deviation
 from .ranks import Ranking
-from .rows import NOTICED, PLAIN, SHARES, TOLERATED_DROP, Board, Row, Table, boards
+from .rows import BENT, NOTICED, PLAIN, SHARES, TOLERATED_DROP, Board, Row, Table, boards
 
 LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
 
@@ -170,6 +170,12 @@ def notes(table: Table) -> list[str]:
     if table.idle and (not table.shown or "asr" in table.shown):
         told.append(
             f"on no attack {100 * NOTICED:g} points of ASR below {PLAIN}: {', '.join(table.idle)}"
+        )
+    bent = [row.defense for row in table.rows[: table.top] if row.bent > BENT]
+    if bent and (not table.shown or "reactivated" in table.shown):
+        told.append(
+            f"bent whole by reactivation (over {100 * BENT:g} points of ACC lost), which tells "
+            f"less of them: {', '.join(sorted(bent))}"
         )
     if any(row.published for row in table.rows):
         told.append(reference.NOTE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -483,21 +483,8 @@ def test_n_is_shown_where_rows_differ_in_it() -> None:
     assert [line[-1] for line in lines(table.markdown([*THREE, other]))] == ["1", "3"]
 
 
-@dataclass(frozen=True)
-class Revisited(Record):
-    """A record with the fields that say whether the back door comes back, and how it looks."""
-
-    reactivated: Scores | None = None
-    stealth: dict[str, float] = field(default_factory=dict)
-
-
-def revisited(made: Record, **more: Any) -> Record:
-    known = {one.name: getattr(made, one.name) for one in fields(Record)}
-    return Revisited(**{**known, **more})
-
-
 def test_reactivated_asr_has_a_column_where_it_was_measured() -> None:
-    again = [revisited(THREE[0], reactivated=scores(80, 60)), THREE[1]]
+    again = [replace(THREE[0], reactivated=scores(80, 60)), THREE[1]]
     failed = record("blend", "bad", None, status="failed", error="no")
     assert only(again, "blend").reactivated == (0.6,)
     assert only([*again, failed], "blend", "bad").reactivated == (1,)
@@ -505,11 +492,26 @@ def test_reactivated_asr_has_a_column_where_it_was_measured() -> None:
     assert "reactivated" not in table.screen(THREE)
 
 
+def test_networks_that_reactivation_bends_as_a_whole_are_named() -> None:
+    """On the mean of a row; in a table that shows what reactivation found."""
+    after = {"as_it_was": (80, 81), "bent": (60, 90)}
+    records = [
+        record("blend", name, scores(90, 10), seed, reactivated=scores(acc, 60))
+        for name, found in after.items()
+        for seed, acc in enumerate(found)
+    ]
+    text = table.screen(records)
+    assert "(over 10 points of ACC lost), which tells less of them: bent" in text
+    assert "bent whole" not in table.screen(records, shown=["asr"])
+    assert "bent whole" not in table.screen(records, shown=["reactivated"], top=1)
+    assert only(records, "blend", "bent").bent == pytest.approx(0.15)
+
+
 def test_stealth_is_the_mean_over_victims() -> None:
     measured = [
-        revisited(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
-        revisited(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
-        revisited(THREE[1], victim="b", stealth={"psnr": 30.0, "linf": float("inf")}),
+        replace(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
+        replace(THREE[0], victim="a", stealth={"psnr": 20.0, "linf": 0.1}),
+        replace(THREE[1], victim="b", stealth={"psnr": 30.0, "linf": float("inf")}),
     ]
     assert tables(measured)["blend"].stealth == {"psnr": 25, "linf": 0.1}
     json.loads(table.as_json(measured), parse_constant=pytest.fail)
