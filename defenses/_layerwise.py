@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +16,26 @@ from purebench.data import batches, stratified, to_float
 from purebench.evaluate import accuracy_lost, correct
 from purebench.layers import (
     WeightLayer,
+    hooked,
     input_gram,
     layer_inputs,
-    layer_outputs,
     norm_after,
     takes_all,
     unfolded,
+    weight_layers,
 )
 from purebench.recovery.l1 import l1_regress
 from purebench.recovery.refit import excited_basis, robust_ridge
 
 JUDGES = 1000  # benign images that tell half a point of accuracy from none
 
-Repair = Callable[[nn.Module, Tensor, float], nn.Module]
+Repair = Callable[[nn.Module, float], nn.Module]
 
 
 def strongest_within(
     model: nn.Module,
     ctx: DefenseContext,
-    repair: Repair,
+    repair_by: Callable[[Tensor], Repair],
     strengths: Sequence[float],
     budget: float,
     folds: int,
@@ -41,23 +45,24 @@ def strongest_within(
     A cost is benign accuracy lost against the last and weakest strength, not against ``model``:
     that has met the benign images in training, and a repair seems to lose what was learnt by heart.
     It is measured across ``folds``: a part of the benign images judges a repair made with the
-    others. With few images every part has its turn; with many, as many parts as hold ``JUDGES``
-    images are enough. It has to exceed the budget by its standard error: among few images a handful
-    of errors is chance, and a filter that is too weak keeps the back door.
+    others, which ``repair_by`` takes once for all strengths. With few images every part has its
+    turn; with many, as many parts as hold ``JUDGES`` images are enough. It has to exceed the budget
+    by its standard error: among few images a handful of errors is chance, and a filter that is too
+    weak keeps the back door.
     """
     if len(strengths) == 1:
         return strengths[0]
     parts = list(_folds(ctx.benign, ctx, folds))
     parts = parts[: -(-JUDGES // len(parts[0][1]))]
+    repairs = [(repair_by(ctx.benign.images[rest]), held) for rest, held in parts]
     tried = ctx.notes.setdefault("benign_drop_by_strength", {})
     with ctx.progress.bar("choosing the strength", len(strengths), "strength") as bar:
 
         def held_out(strength: float) -> Tensor:
             """Which of the judging images are still classified correctly."""
             found = []
-            for rest, held in parts:
-                repaired = repair(copy.deepcopy(model), ctx.benign.images[rest], strength)
-                found.append(correct(repaired, ctx.benign[held]))
+            for repair, held in repairs:
+                found.append(correct(repair(copy.deepcopy(model), strength), ctx.benign[held]))
             bar.step(strength=strength)
             return torch.cat(found)
 
@@ -89,17 +94,10 @@ class Rows:
     positions: (N, m) of each image's positions, for m rows an image.
     """
 
-    def __init__(self, model: nn.Module, layer: WeightLayer, images: Tensor, count: int) -> None:
-        self.layer = layer
+    def __init__(self, images: Tensor, places: int, count: int, rng: torch.Generator) -> None:
         self.images = images
-        rng = torch.Generator().manual_seed(0)  # which rows: part of the method, not of chance
-        sample = next(layer_outputs(model, layer, images[:1]))
-        places = sample[0, 0].numel() if sample.ndim == 4 else 1
-        if len(images) > count:
-            chosen = torch.randperm(len(images), generator=rng)[:count].sort().values
-            self.images = images[chosen.to(images.device)]
-        each = min(places, -(-count // len(self.images)))
-        draws = torch.rand(len(self.images), places, generator=rng)
+        each = min(places, -(-count // len(images)))
+        draws = torch.rand(len(images), places, generator=rng)
         self.positions = draws.argsort(1)[:, :each].to(images.device)
 
     def inputs(self, model: nn.Module, layer: WeightLayer) -> Tensor:
@@ -115,62 +113,101 @@ class Rows:
             parts.append(picked.reshape(groups, -1, width))
         return torch.cat(parts, 1)
 
-    def outputs(self, model: nn.Module, layer: nn.Module) -> Tensor:
-        """(rows, c): what leaves ``layer`` of ``model``."""
-        batches = layer_outputs(model, layer, self.images)
-        return self._pick(batches)
+    def of(self, output: Tensor, start: int) -> Tensor:
+        """(rows, c): those of a layer's output on a batch whose first image is ``start``."""
+        rows = output.flatten(2).mT if output.ndim == 4 else output[:, None]
+        index = self.positions[start : start + len(output)]
+        return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
 
-    def influence(self, model: nn.Module, layer: nn.Module, rng: torch.Generator) -> Tensor:
-        """(rows, c): how far the logits move with each output of ``layer``, the root mean square
-        gradient of two random combinations of them."""
 
-        def gradients() -> Iterator[Tensor]:
-            held: list[Tensor] = []
-            handle = layer.register_forward_hook(lambda _, __, output: held.append(output))
-            try:
-                for part in batches(self.images, 250):
-                    logits = model(to_float(part))
-                    total = torch.zeros_like(held[-1])
-                    for last in (False, True):
-                        probe = torch.randn(logits.shape, generator=rng).to(logits)
-                        (gradient,) = torch.autograd.grad(
-                            (logits * probe).sum(), held[-1], retain_graph=not last
-                        )
-                        total += gradient.square()
-                    held.clear()
-                    yield total.sqrt()
-            finally:
-                handle.remove()
+@dataclass(frozen=True)
+class Wanted:
+    """What a layer is to give: (rows, c) outputs, each as important as its weight; None: alike."""
 
-        return self._pick(gradients())
+    rows: Rows
+    outputs: Tensor
+    weights: Tensor | None = None
 
-    def _pick(self, batches: Iterator[Tensor]) -> Tensor:
-        parts, start = [], 0
-        for batch in batches:
-            rows = batch.flatten(2).mT if batch.ndim == 4 else batch[:, None]
-            index = self.positions[start : start + len(batch)]
-            start += len(batch)
-            parts.append(rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])))
-        return torch.cat(parts).flatten(0, 1)
+
+def wanted(
+    model: nn.Module, images: Tensor, count: int, rng: torch.Generator | None
+) -> dict[str, Wanted]:
+    """What the weight layers of the suspect ``model`` give on images (uint8), in the order data
+    flows: about ``count`` rows a layer, all from one pass.
+
+    rng: where given, an output's weight is how far the logits move with it: the root mean square
+        gradient of two random combinations of them, drawn anew for every layer.
+    """
+    names = {layer: name for name, layer in weight_layers(model, images)}
+    fixed = torch.Generator().manual_seed(0)  # which rows: part of the method, not of chance
+    if len(images) > count:
+        images = images[torch.randperm(len(images), generator=fixed)[:count].sort().values]
+    parts = batches(images, 250)
+    probes: dict[nn.Module, list[list[Tensor]]] = {}
+    if rng is not None:
+        with torch.no_grad():
+            classes = model(to_float(images[:1])).shape[1]
+        for layer in names:
+            probes[layer] = [
+                [torch.randn(len(part), classes, generator=rng) for _ in range(2)] for part in parts
+            ]
+    rows: dict[nn.Module, Rows] = {}
+    outputs, weights = (defaultdict[nn.Module, list[Tensor]](list) for _ in range(2))
+    start, last = 0, dict[nn.Module, Tensor]()
+
+    def note(layer: nn.Module, _: Any, output: Tensor) -> None:
+        if layer not in rows:
+            places = output[0, 0].numel() if output.ndim == 4 else 1
+            rows[layer] = Rows(images, places, count, fixed.clone_state())
+        if layer not in last:  # used twice, it is recovered where it is used first
+            outputs[layer].append(rows[layer].of(output.detach(), start))
+        last[layer] = output
+
+    for index, part in enumerate(parts):
+        with hooked(list(names), note), torch.set_grad_enabled(rng is not None):
+            logits = model(to_float(part))
+        for weighed, drawn in probes.items():
+            found = _influence(logits, last[weighed], drawn[index])
+            weights[weighed].append(rows[weighed].of(found, start))
+        start += len(part)
+        last.clear()
+        del logits  # and with it the graph, before the next batch
+    return {
+        name: Wanted(
+            rows[layer],
+            torch.cat(outputs[layer]),
+            torch.cat(weights[layer]) if layer in weights else None,
+        )
+        for layer, name in names.items()
+    }
+
+
+def _influence(logits: Tensor, output: Tensor, probes: Sequence[Tensor]) -> Tensor:
+    """Like ``output``, of which the logits (N, classes) were made; probes: as the logits."""
+    total = torch.zeros_like(output)
+    for probe in probes:
+        combined = (logits * probe.to(logits)).sum()
+        (gradient,) = torch.autograd.grad(combined, output, retain_graph=True)
+        total += gradient.square()
+    return total.sqrt()
 
 
 @torch.no_grad()
 def refit_layer(
     model: nn.Module,
     layer: WeightLayer,
-    rows: Rows,
-    outputs: Tensor,
-    weights: Tensor | None,
+    wanted: Wanted,
     strength: float,
     rounds: int,
 ) -> float:
-    """Make ``layer`` give ``outputs`` (rows, c) from what now enters it, as far as
-    ``robust_ridge`` finds it there; returns the effective rank, the mean over groups.
+    """Make ``layer`` give what is wanted from what now enters it, as far as ``robust_ridge`` finds
+    it there; returns the effective rank, the mean over groups.
 
     An offset goes into the layer's bias, or into the running mean of a BatchNorm that alone takes
     the layer's outputs, whose variance and affine part stay. Where there is neither, as before the
     sum of a residual block, there is no offset.
     """
+    rows, outputs, weights = wanted.rows, wanted.outputs, wanted.weights
     inputs = rows.inputs(model, layer)
     norm = norm_after(model, layer, rows.images) if layer.bias is None else None
     if norm is not None and not takes_all(norm, model, layer, rows.images):

@@ -16,8 +16,8 @@ which are clean, at a high rate; else ten poisoned samples bring most back doors
 
 from __future__ import annotations
 
-import copy
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from purebench.evaluate import accuracy
 from purebench.layers import weight_layers
 
 from ._distil import rewritten
-from ._layerwise import Rows, project_layer, refit_layer, strongest_within
+from ._layerwise import Repair, Wanted, project_layer, refit_layer, strongest_within, wanted
 
 
 @DEFENSES.register("robust_recovery")
@@ -86,15 +86,21 @@ class RobustRecovery(Defense):
         return frozenset({"init"} if self.reference == "init" else ())
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        def repair(candidate: nn.Module, images: Tensor, strength: float) -> nn.Module:
-            for _ in self._recover(candidate, images, strength, ctx):
-                pass
-            return candidate
+        def repair_by(images: Tensor) -> Repair:
+            asked = self._ask(model, images, ctx)
 
-        strength = strongest_within(model, ctx, repair, self.strengths, self.budget, self.folds)
+            def repair(candidate: nn.Module, strength: float) -> nn.Module:
+                for _ in self._recover(candidate, images, asked, strength, ctx):
+                    pass
+                return candidate
+
+            return repair
+
+        strength = strongest_within(model, ctx, repair_by, self.strengths, self.budget, self.folds)
         ctx.notes.update(strength=strength, layers=[])
         start = time.perf_counter()
-        for facts in self._recover(model, ctx.benign.images, strength, ctx):
+        asked = self._ask(model, ctx.benign.images, ctx)
+        for facts in self._recover(model, ctx.benign.images, asked, strength, ctx):
             facts["benign_accuracy"] = round(accuracy(model, ctx.benign), 6)
             ctx.notes["layers"].append(facts)
             ctx.timings[facts["layer"]] = time.perf_counter() - start
@@ -111,21 +117,27 @@ class RobustRecovery(Defense):
         ctx.timings["rewriting"] = time.perf_counter() - start
         return model
 
+    def _ask(self, suspect: nn.Module, images: Tensor, ctx: DefenseContext) -> Mapping[str, Wanted]:
+        """What its layers give on the images, where that is what they are recovered by."""
+        if self.target == "weights":
+            return {}
+        rng = ctx.generator("influence") if self.influence else None
+        return wanted(suspect, images, self.rows, rng)
+
     def _recover(
-        self, model: nn.Module, images: Tensor, strength: float, ctx: DefenseContext
-    ) -> Any:
+        self,
+        model: nn.Module,
+        images: Tensor,
+        asked: Mapping[str, Wanted],
+        strength: float,
+        ctx: DefenseContext,
+    ) -> Iterator[dict[str, Any]]:
         """Recover ``model`` in place, a layer at a time; yields the facts of each."""
-        suspect = copy.deepcopy(model)
-        was = dict(suspect.named_modules())
-        rng = ctx.generator("influence")
         for name, layer in weight_layers(model, images):
             old = layer.weight.detach().clone()
             if self.target == "outputs":
-                rows = Rows(model, layer, images, self.rows)
-                outputs = rows.outputs(suspect, was[name])
-                weights = rows.influence(suspect, was[name], rng) if self.influence else None
                 rounds = 2 if self.loss == "huber" else 0
-                kept = refit_layer(model, layer, rows, outputs, weights, strength, rounds)
+                kept = refit_layer(model, layer, asked[name], strength, rounds)
             else:
                 start = None if ctx.initial is None else ctx.initial[f"{name}.weight"]
                 kept = project_layer(model, layer, images, strength, self.loss == "l1", start)

@@ -30,7 +30,7 @@ def weight_layers(model: nn.Module, images: Tensor) -> list[tuple[str, WeightLay
         order.setdefault(layer)
 
     layers = [module for module in model.modules() if isinstance(module, WeightLayer)]
-    with _hooked(layers, note), torch.no_grad():
+    with hooked(layers, note), torch.no_grad():
         model(to_float(images[:2]))
     return [(names[layer], layer) for layer in order]
 
@@ -56,7 +56,7 @@ def _watched(
         raise _Reached
 
     for part in batches(images, _BATCH):
-        with _hooked([layer], note), suppress(_Reached):
+        with hooked([layer], note), suppress(_Reached):
             model(to_float(part))
         yield held.pop()
 
@@ -74,7 +74,7 @@ def norm_after(model: nn.Module, layer: nn.Module, images: Tensor) -> nn.BatchNo
             found.append(module)  # the version tells a ReLU that worked in place
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    with _hooked([layer, *norms], note), torch.no_grad():
+    with hooked([layer, *norms], note), torch.no_grad():
         model(to_float(images[:2]))
     return found[0] if found else None
 
@@ -90,7 +90,7 @@ def takes_all(norm: nn.BatchNorm2d, model: nn.Module, layer: nn.Module, images: 
         return False
     pixels = to_float(images[:2])
     plain = model(pixels)
-    with _hooked([layer], lambda _, __, output: output + 1):
+    with hooked([layer], lambda _, __, output: output + 1):
         wanted = model(pixels)
     kept = norm.running_mean.clone()
     norm.running_mean.sub_(1)
@@ -134,7 +134,8 @@ def input_gram(model: nn.Module, layer: WeightLayer, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _hooked(modules: list[Any], hook: Callable[..., Any]) -> Iterator[None]:
+def hooked(modules: list[Any], hook: Callable[..., Any]) -> Iterator[None]:
+    """``hook`` (module, inputs, output) after each of them, as long as the context lasts."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield

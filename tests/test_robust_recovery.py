@@ -24,7 +24,7 @@ from purebench import (
 )
 from purebench.data import to_float
 from purebench.evaluate import accuracy
-from purebench.layers import weight_layers
+from purebench.layers import layer_outputs, weight_layers
 from purebench.seeding import isolated
 
 layerwise: Any = import_module("purebench.defenses._layerwise")
@@ -61,12 +61,9 @@ def awkward_network() -> Any:
 
 
 def refit(model: nn.Module, x: Tensor, strength: float, rounds: int = 0) -> None:
-    suspect = copy.deepcopy(model)
-    was = dict(suspect.named_modules())
+    asked = layerwise.wanted(model, x, 5000, None)
     for name, layer in weight_layers(model, x):
-        rows = layerwise.Rows(model, layer, x, 5000)
-        outputs = rows.outputs(suspect, was[name])
-        layerwise.refit_layer(model, layer, rows, outputs, None, strength, rounds)
+        layerwise.refit_layer(model, layer, asked[name], strength, rounds)
 
 
 def test_a_weak_refit_changes_nothing() -> None:
@@ -114,14 +111,14 @@ def test_an_offset_goes_where_only_this_layer_feels_it() -> None:
     x = images(60, size=16)
     for model, name, taken in cases:
         layer = model.get_submodule(name)
-        rows = layerwise.Rows(model, layer, x, 2000)
-        wanted = rows.outputs(model, layer) + 1
+        asked = layerwise.wanted(model, x, 2000, None)[name]
+        asked = replace(asked, outputs=asked.outputs + 1)
         means = {n: mean.clone() for n, mean in model.named_buffers() if "running_mean" in n}
         handle = layer.register_forward_hook(lambda _, __, output: output + 1)
         with torch.no_grad():
             shifted = model(to_float(x))
         handle.remove()
-        layerwise.refit_layer(model, layer, rows, wanted, None, 1e-9, 0)
+        layerwise.refit_layer(model, layer, asked, 1e-9, 0)
         with torch.no_grad():
             after = model(to_float(x))
         if taken:
@@ -132,9 +129,9 @@ def test_an_offset_goes_where_only_this_layer_feels_it() -> None:
 
 def test_rows_are_the_same_for_inputs_and_outputs() -> None:
     model, x = awkward_network(), images(60)
-    for _, layer in weight_layers(model, x):
-        rows = layerwise.Rows(model, layer, x, 100)
-        inputs, outputs = rows.inputs(model, layer), rows.outputs(model, layer)
+    asked = layerwise.wanted(model, x, 100, None)
+    for name, layer in weight_layers(model, x):
+        inputs, outputs = asked[name].rows.inputs(model, layer), asked[name].outputs
         assert inputs.shape[1] == len(outputs) >= 60
         groups = len(inputs)
         weight = layer.weight.detach().view(groups, -1, inputs.shape[2])
@@ -143,28 +140,50 @@ def test_rows_are_the_same_for_inputs_and_outputs() -> None:
         torch.testing.assert_close(made + bias, outputs, rtol=1e-4, atol=1e-4)
 
 
+def test_all_layers_are_asked_in_one_pass() -> None:
+    """What a layer gives at its first use, as nothing behind it has changed it; beyond a batch."""
+    twice = nn.Linear(6, 6)
+    model = chain(
+        conv=nn.Conv2d(2, 6, 3), relu=nn.ReLU(inplace=True), pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(), first=twice, clip=nn.ReLU(inplace=True), second=twice,
+    )  # fmt: skip
+    x = images(300)
+    passes: list[None] = []
+    model.conv.register_forward_hook(lambda *_: passes.append(None))
+    asked = layerwise.wanted(model, x, 600, torch.Generator().manual_seed(0))
+    assert len(passes) == 4  # to see the order, and how many classes there are; two batches
+    assert list(asked) == ["conv", "first"]
+    for name, layer in weight_layers(model, x):
+        whole = torch.cat(list(layer_outputs(model, layer, x)))
+        assert torch.equal(asked[name].outputs, asked[name].rows.of(whole, 0))
+
+
 def test_rows_of_few_images_are_chosen_among_them() -> None:
     model = chain(flatten=nn.Flatten(), head=nn.Linear(128, 4))
-    rows = layerwise.Rows(model, model.head, images(300), 100)
-    assert rows.inputs(model, model.head).shape == (1, 100, 128)
+    asked = layerwise.wanted(model, images(300), 100, None)["head"]
+    assert asked.rows.inputs(model, model.head).shape == (1, 100, 128)
+    assert asked.outputs.shape == (100, 4)
 
 
 def test_influence_is_the_gradient_of_the_logits() -> None:
-    """Behind the head the logits are the outputs: a probe's gradient is the probe itself."""
+    """Behind the head the logits are the outputs: a probe's gradient is the probe itself; those
+    of each layer are drawn in turn."""
     model, x = awkward_network(), images(20)
-    rows = layerwise.Rows(model, model.head, x, 100)
-    found = rows.influence(model, model.head, torch.Generator().manual_seed(3))
+    asked = layerwise.wanted(model, x, 100, torch.Generator().manual_seed(3))
     rng = torch.Generator().manual_seed(3)
-    probes = [torch.randn(20, 4, generator=rng) for _ in range(2)]
-    torch.testing.assert_close(found, (probes[0].square() + probes[1].square()).sqrt())
+    for _ in asked:
+        probes = [torch.randn(20, 4, generator=rng) for _ in range(2)]
+    assert list(asked)[-1] == "head"
+    torch.testing.assert_close(
+        asked["head"].weights, (probes[0].square() + probes[1].square()).sqrt()
+    )
 
 
 def test_influence_of_a_gated_channel_is_zero() -> None:
     model, x = awkward_network(), images(20)
     with torch.no_grad():
         model.conv2.bias[3] = -1e3  # its ReLU never opens
-    rows = layerwise.Rows(model, model.conv2, x, 400)
-    found = rows.influence(model, model.conv2, torch.Generator().manual_seed(0))
+    found = layerwise.wanted(model, x, 400, torch.Generator().manual_seed(0))["conv2"].weights
     assert found[:, 3].max() == 0
     assert found[:, [0, 1, 2]].max() > 0
 
@@ -182,9 +201,15 @@ def test_the_strongest_within_the_budget(
     costs = {1.0: 0.6, 0.1: 0.3, 0.01: 0.1}
     ctx = replace(defender, benign=defender.benign[torch.arange(100)], notes={})
 
-    def repair(model: nn.Module, _: Tensor, strength: float) -> nn.Module:
-        model.cost = costs[strength]  # type: ignore[assignment]
-        return model
+    taken = []
+
+    def repair_by(images: Tensor) -> Any:
+        def repair(model: nn.Module, strength: float) -> nn.Module:
+            model.cost = costs[strength]  # type: ignore[assignment]
+            return model
+
+        taken.append(len(images))
+        return repair
 
     def judged(model: Any, split: Split) -> Tensor:
         lost = round(float(getattr(model, "cost", 0.0)) * len(split))
@@ -192,8 +217,11 @@ def test_the_strongest_within_the_budget(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layerwise, "correct", judged)
-        found = layerwise.strongest_within(victim.model, ctx, repair, (1.0, 0.1, 0.01), budget, 5)
+        found = layerwise.strongest_within(
+            victim.model, ctx, repair_by, (1.0, 0.1, 0.01), budget, 5
+        )
     assert found == chosen
+    assert taken == [80] * 5  # once for all strengths
     drop, error = ctx.notes["benign_drop_by_strength"]["1"]
     assert drop == 0.5
     assert error == pytest.approx(0.05, rel=0.02)
