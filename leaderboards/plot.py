@@ -83,8 +83,12 @@ class Scatter:
 
 
 def short(name: str) -> str:
+    """Without the middle of a long name: settings, by which namesakes differ, stand at the end."""
     name = plain(name)
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+    if len(name) <= NAME_LENGTH:
+        return name
+    end = NAME_LENGTH * 5 // 8
+    return f"{name[: NAME_LENGTH - 1 - end]}…{name[-end:]}"
 
 
 def text_width(text: str) -> float:

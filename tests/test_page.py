@@ -573,3 +573,11 @@ def test_a_phone_scrolls_tables_and_not_the_page(
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    """Where the settings are, by which namesakes differ."""
+    names = [plot.short(f"robust_recovery (budget={budget})") for budget in (0.01, 0.05)]
+    assert names == ["robust_r…y (budget=0.01)", "robust_r…y (budget=0.05)"]
+    assert {len(name) for name in names} == {plot.NAME_LENGTH}
+    assert plot.short("activation_clustering") == "activation_clustering"
