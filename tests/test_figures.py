@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean as mean_of
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from purebench.record import read_records
 pytest.importorskip("matplotlib", reason="figures need it: pip install 'purebench[figures]'")
 
 figures: Any = import_module("purebench.leaderboards.figures")
+rows: Any = import_module("purebench.leaderboards.rows")
 
 PUBLISHED = Path(__file__).parent.parent / "leaderboards" / "published" / "mnist-one_hidden"
 STARTS = {".pdf": b"%PDF", ".svg": b"<?xml", ".png": b"\x89PNG"}
@@ -52,10 +54,16 @@ def test_the_bytes_are_the_same_each_time(drawn: Path, tmp_path: Path) -> None:
 def test_the_svg_shows_every_defense_and_number(drawn: Path) -> None:
     """Text is drawn as paths: matplotlib leaves what was drawn as comments."""
     heat = (drawn / "01-mnist-one_hidden-asr.svg").read_text("utf-8")
-    for text in ("scratch_distill", "badnets", "<!-- 92 -->", "<!-- 2.3 -->"):
-        assert text in heat
+    (board,) = rows.boards(read_records([PUBLISHED]))
+    (mean,) = (table for table in board.tables if table.kind == "mean")
+    for text in (*mean.attacks, *(row.defense for row in mean.rows)):
+        assert f"<!-- {text} -->" in heat
+    left = [100 * mean_of(row.asr) for t in board.tables if t.kind == "attack" for row in t.rows]
+    assert min(left) < 9 < 11 < max(left)
+    for value in left:
+        assert f"<!-- {value:.1f} -->" in heat or f"<!-- {value:.0f} -->" in heat
     ranks = (drawn / "01-mnist-one_hidden-ranks.svg").read_text("utf-8")
-    assert "critical difference 4.31" in ranks
+    assert f"critical difference {mean.ranking.critical_difference:.2f}" in ranks
 
 
 @pytest.mark.parametrize("name", ["x" * 500, "../../$a_b$ <b>&\n"], ids=["long", "odd"])
