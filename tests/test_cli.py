@@ -31,6 +31,7 @@ TINY = {
     "small_cnn.width": 2,
     "mnist_fast.epochs": 1,
 }
+TOLD = "dataset.train_count=200, dataset.test_count=60, model.width=2, recipe.epochs=1"
 
 SHRINK = '''\
 """Shrink: scale the last layer down."""
@@ -177,8 +178,8 @@ def test_run(attack: Bench, place: Path) -> None:
     assert sorted(rows) == quick
     assert rows[0] == "none"
     assert (
-        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · 5 % benign · seed 0"
-        in answer.out
+        "shapes · small_cnn · badnets, 0.1 of the training split, target 0 · 5 % benign · "
+        f"{TOLD} · seed 0" in answer.out
     )
     found = records(place)
     assert set(found) == {f"badnets-{name}-s0" for name in quick}
@@ -259,7 +260,7 @@ def test_several_attacks_and_seeds(attack: Bench, place: Path) -> None:
     assert answer.code == OK
     expected = {f"{name}-none-s{seed}" for name in ("badnets", "none") for seed in (0, 5)}
     assert set(records(place)) == expected
-    assert "no attack (clean control) · 5 % benign · seeds 0, 5" in answer.out
+    assert f"no attack (clean control) · 5 % benign · {TOLD} · seeds 0, 5" in answer.out
 
 
 def test_all_to_all(attack: Bench, place: Path) -> None:
@@ -323,7 +324,7 @@ def test_a_defense_of_ones_own(bench: Bench, attack: Bench, place: Path) -> None
     words = ("--plugin", "mine.py", "--defense", "none", "shrink")
     answer = attack(*words, "--set", "shrink.factor=0.25")
     assert answer.code == OK
-    assert re.search(r"^shrink[¹²] +[\d.]+ ", answer.out, re.MULTILINE)
+    assert re.search(r"^shrink \(factor=0\.25\)[¹²] +[\d.]+ ", answer.out, re.MULTILINE)
     assert re.search(r"^[¹²] weak attack", answer.out, re.MULTILINE)
     assert records(place)["badnets-shrink-s0"].notes == {"factor": 0.25}
     assert attack(*words).cached == ["none"]
