@@ -141,7 +141,8 @@ def wanted(
     names = {layer: name for name, layer in weight_layers(model, images)}
     fixed = torch.Generator().manual_seed(0)  # which rows: part of the method, not of chance
     if len(images) > count:
-        images = images[torch.randperm(len(images), generator=fixed)[:count].sort().values]
+        chosen = torch.randperm(len(images), generator=fixed)[:count].sort().values
+        images = images[chosen.to(images.device)]
     parts = batches(images, 250)
     probes: dict[nn.Module, list[list[Tensor]]] = {}
     if rng is not None:
