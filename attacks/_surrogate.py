@@ -45,6 +45,7 @@ def clean_network(
             loss=loss,
             savepoints=ctx.savepoints,
             kept=kept,
+            static=loss is None,
         )
     return model.requires_grad_(False)
 

@@ -194,7 +194,7 @@ def train(variant: Variant, bench: Bench, found: Found, times: Times) -> None:
         network = torch.compile(model) if variant.compiled else model
         optimiser = sgd(bench.recipe)(list(model.parameters()))
         for group in optimiser.param_groups:
-            group["fused"] = variant.fused
+            group["fused"] = variant.fused or None  # None: what torch takes unasked
 
         def loss(_: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             if not variant.channels_last:

@@ -91,7 +91,7 @@ class NeuralCleanse(FineTune):
                 marked = F.cross_entropy(model(search.stamp(images, which)), labels)
             return torch.lerp(usual, marked, self.stamped)
 
-        return self.tune(model, ctx, unlearning)
+        return self.tune(model, ctx, unlearning, static=False)  # draws from a generator of its own
 
     def search(self, model: nn.Module, ctx: DefenseContext) -> Search:
         """The smallest patches that were found, on the frozen network."""

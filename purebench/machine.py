@@ -24,7 +24,11 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors")
 
 
 def pick_device(name: str) -> torch.device:
-    """auto is CUDA where there is one, else the CPU. UsageError where the device is not there."""
+    """auto is CUDA where there is one, else the CPU. UsageError where the device is not there.
+
+    From here on, float32 is float32: torch's default for convolutions on CUDA is TF32, which here a
+    training has to ask for."""
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Savepoint: the state of a training after its last whole epoch, from which a killed one goes on.
+"""Savepoint: the state of a training after a whole epoch, from which a killed one goes on.
 
 It then ends as if nothing had happened, bit for bit, on the same machine, device and threads. A
 state is one file: the sha256 of what follows, which is verified before any of it is parsed, a line
@@ -25,6 +25,7 @@ from .progress import Progress
 from .settings import canonical
 from .storage import set_aside, sha256, write_atomic
 
+SHARE = 0.05  # of the time at most goes into saving: an epoch may take a second, a state as long
 Part = nn.Module | torch.optim.Optimizer | torch.Generator | list[Any]
 
 
@@ -47,8 +48,9 @@ class Savepoints:
         self.earlier_seconds = 0.0  # that trainings had taken before this process went on with them
 
     def training(self, parts: Sequence[Part]) -> Callable[[], None]:
-        """Fill ``parts`` with the next training's state, where one lies there; what is returned
-        saves it, and then lets a Ctrl-C end the training. The global generators go with them."""
+        """Fill ``parts`` with the next training's state, where one lies there; the global
+        generators go with them. What is returned is for the end of every epoch: it saves a state,
+        unless that took more than ``SHARE`` of the time, and lets a Ctrl-C end the training."""
         self.count += 1
         file = self.folder / f"training-{self.count}.state"
         found = self._read(file)
@@ -59,18 +61,25 @@ class Savepoints:
             for part, state in zip(parts, states[:-1], strict=True):
                 _fill(part, state)
             _seed(states[-1], self.device)
-        start = time.perf_counter()
+        start = last = time.perf_counter()
+        took = 0.0
 
         def keep() -> None:
+            nonlocal last, took
+            now = time.perf_counter()
+            if now - last < took / SHARE and not interrupt.asked():
+                return
             tensors: dict[str, Tensor] = {}
             states = [_state(part) for part in parts] + [_chance(self.device)]
             card = {
                 "identity": self.identity,
-                "seconds": earlier + time.perf_counter() - start,
+                "seconds": earlier + now - start,
                 "states": _pack(states, tensors),
             }
             body = json.dumps(card).encode() + b"\n" + save(tensors)
             write_atomic(file, sha256(body).encode() + b"\n" + body)
+            last = time.perf_counter()
+            took = last - now
             interrupt.check()
 
         return keep

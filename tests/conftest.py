@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from purebench import (
     LoadContext,
     Recipe,
     Task,
+    savepoint,
 )
 from purebench.data import make_bundle
 from purebench.progress import Progress
@@ -39,6 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 RECIPE = Recipe(epochs=3, batch_size=64, lr=0.05, nesterov=True, schedule="linear", warmup=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _a_state_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the epochs of a test are."""
+    monkeypatch.setattr(savepoint, "SHARE", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import ATTACKS, AttackContext, DataBundle, NotApplicable, Recipe, Split, fit
+from purebench import (
+    ATTACKS,
+    AttackContext,
+    DataBundle,
+    NotApplicable,
+    Recipe,
+    Split,
+    fit,
+    interrupt,
+    savepoint,
+)
 from purebench import runner as running
 from purebench import training as engine
 from purebench.config import RunConfig
@@ -173,6 +184,33 @@ def damage(file: Path, how: str) -> None:
     changed = bytearray(content)
     changed[len(content) // 2] ^= 1
     file.write_bytes({"cut": content[:-100], "empty": b"", "byte": bytes(changed)}[how])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_saving_takes_a_small_share_of_the_time(
+    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one-second epochs whose state takes a second to save; but a Ctrl-C loses no epoch."""
+    clock, epoch, saved = 0.0, 0, []
+
+    def write(*_: Any) -> None:
+        nonlocal clock
+        clock += 1
+        saved.append(epoch)
+
+    monkeypatch.setattr(savepoint, "SHARE", 0.1)
+    monkeypatch.setattr(savepoint, "write_atomic", write)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    keep = savepoints(tmp_path).training([])
+    for epoch in range(1, 26):
+        if epoch == 20 and interrupted:
+            monkeypatch.setattr(interrupt, "_asked", True)
+            with pytest.raises(KeyboardInterrupt):
+                keep()
+            break
+        clock += 1
+        keep()
+    assert saved == ([1, 11, 20] if interrupted else [1, 11, 21])
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "byte"])
@@ -330,7 +368,7 @@ KILLING = """
 import os, signal
 from itertools import count
 from pathlib import Path
-from purebench import training
+from purebench import savepoint, training
 from tests.test_resume import STEPS, victim
 
 steps, original = count(), training.batch
@@ -341,6 +379,7 @@ def batch(*given):
     return original(*given)
 
 training.batch = batch
+savepoint.SHARE = float("inf")
 victim(Path({output!r})).model
 """
 
