@@ -15,7 +15,9 @@ from pathlib import Path
 
 from purebench.record import Cell
 
-SETTING = ("cifar10", "preact_resnet18")
+SETTING = ("cifar10", "preact_resnet18", "bb100")
+BENIGN = 0.05  # of the training split
+MEAN_RATE = 0.1
 WIDTH = 64  # of the published networks
 NOTE = (
     "published: not measured here. BackdoorBench's leaderboard, one run each, 5 % benign; "
@@ -43,12 +45,14 @@ def of_attack(cell: Cell) -> Reference | None:
 
 
 def of_mean(cell: Cell) -> Reference | None:
-    """The published mean over attacks of the cell's defense."""
-    return _find(cell, "mean", 0.1)
+    """The published mean over attacks, at ``MEAN_RATE``, of the cell's defense."""
+    return _find(cell, "mean", MEAN_RATE)
 
 
 def _find(cell: Cell, attack: str, rate: float) -> Reference | None:
-    if (cell.dataset["name"], cell.model["name"]) != SETTING:
+    if (cell.dataset["name"], cell.model["name"], cell.recipe["name"]) != SETTING:
+        return None
+    if cell.benign_fraction != BENIGN and cell.defense["name"] != "none":
         return None
     if cell.model["settings"].get("width", WIDTH) != WIDTH:
         return None

@@ -32,18 +32,19 @@ Kind = Literal["attack", "control", "mean"]
 
 @dataclass(frozen=True)
 class Row:
-    """A defense against one attack, or (in a mean table) against all that took.
+    """A defense against one attack, or (in a mean table) against all that count.
 
     acc, acc_drop, asr, ra, der, reactivated, seconds: one number a seed; over several attacks,
         their mean. A failed or diverged cell counts as the worst (ACC, RA, DER 0; ASR and ACC
-        drop 1), a weak attack's and a skipped cell not at all. Reactivated: ASR after ten more
+        drop 1), a skipped cell not at all. Reactivated: ASR after ten more
         poisoned samples; empty where it was not measured.
     bent: accuracy that these samples cost, mean over cells.
     control_drop: accuracy lost on the network that nobody poisoned; in a mean table.
     worst_asr: of all cells, the maximum.
     intervals: field -> 95 % interval; of a mean over three seeds or more, or of a single count.
     rank: mean rank by DER over attacks; for a defense that met them all.
-    complete: whether it met every attack of its table; a skipped one it did not meet.
+    complete: whether it met every attack of its table with every seed; a skipped one it did not
+        meet.
     records: all it was made from, those that do not count among them.
     """
 
@@ -88,7 +89,8 @@ class Row:
 class Table:
     """One attack (or none, the control) or the mean over attacks; rows best first.
 
-    attack: as tables call it. attacks: those that a mean is over, by the same names.
+    attack: as tables call it. attacks: those of a mean, by the same names. weak: those of them that
+        do not count, for on some seed the back door did not take.
     idle: defenses of a mean that take no attack's ASR ``NOTICED`` below what plain fine-tuning
         leaves, and beyond the spread of both.
     stealth: what the trigger does to images, mean over victims.
@@ -102,6 +104,7 @@ class Table:
     ranking: Ranking | None = None
     attacks: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    weak: tuple[str, ...] = ()
     stealth: Mapping[str, float] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
     top: int | None = None
@@ -251,7 +254,8 @@ def _tables(board: Board) -> tuple[Table, ...]:
     attacks = {name: met for name, met in by_attack.items() if name not in controls}
     for label, names in _means(attacks).items():
         chosen = {name: attacks[name] for name in names}
-        tables.append(_mean_table(board, label, chosen, drops, reactivated))
+        if table := _mean_table(board, label, chosen, drops, reactivated):
+            tables.append(table)
     return tuple(tables)
 
 
@@ -324,38 +328,84 @@ def _mean_table(
     attacks: Mapping[str, Mapping[str, Sequence[Record]]],
     control_drops: Mapping[str, tuple[float, ...]],
     reactivated: bool,
-) -> Table:
+) -> Table | None:
+    """Every number of it is over the same runs, so that a mean, its spread and its rank tell of
+    defenses alone: of attacks that took on every seed, with the seeds that all of these have. None
+    for fewer than two."""
+    weak = tuple(sorted(name for name, met in attacks.items() if any(map(_weak, _all(met)))))
+    measured = {
+        n: met for n, met in attacks.items() if any(r.status != "skipped" for r in _all(met))
+    }
+    strong = _balanced({name: met for name, met in measured.items() if name not in weak})
+    if len(strong) < 2:
+        return None
+    records = [record for met in strong.values() for record in _all(met)]
     by_defense: dict[str, list[Record]] = defaultdict(list)
-    met: dict[str, int] = defaultdict(int)
-    for defenses in attacks.values():
-        for defense, found in defenses.items():
+    met_runs: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for name, met in strong.items():
+        for defense, found in met.items():
             by_defense[defense] += found
-            met[defense] += any(record.status != "skipped" for record in found)
-    ranking = rank(_ratings(attacks))
+            met_runs[defense] |= {(name, r.cell.seed) for r in found if r.status != "skipped"}
+    runs = set().union(*met_runs.values())
+    complete = {defense for defense, met in met_runs.items() if met == runs}
+    ranking = rank(_ratings(strong, complete - {UNDEFENDED}))
+    rate = label.removeprefix("mean")
+    shared = None if rate else shared_rate(records)
+    comparable = rate in ("", f" (rate={reference.MEAN_RATE:g})") and shared in (
+        None,
+        reference.MEAN_RATE,
+    )
     made = []
     for defense, found in by_defense.items():
         row = _row("mean", defense, found, reactivated)
-        complete = met[defense] == len(attacks)
-        # a mean over fewer attacks is another number
-        short = () if complete else (f"{met[defense]} of {len(attacks)} attacks",)
         row = replace(row, control_drop=control_drops.get(defense, ()))
         made.append(
             replace(
                 row,
-                complete=complete,
-                remarks=(*short, *row.remarks),
+                complete=defense in complete,
+                remarks=(*_short(met_runs[defense], runs), *row.remarks),
                 intervals=_intervals(row, {}),
                 rank=ranking.mean_ranks.get(defense) if ranking else None,
-                published=reference.of_mean(found[0].cell),
+                published=reference.of_mean(found[0].cell) if comparable else None,
             )
         )
-    records = [record for found in by_defense.values() for record in found]
-    rate = label.removeprefix("mean")
-    names = ", ".join(sorted(name.removesuffix(rate) for name in attacks))
-    shared = None if rate else shared_rate(records)
+    names = ", ".join(sorted(name.removesuffix(rate) for name in strong))
     told = "" if shared is None else f" · poison rate {shared:g}"
     title = _title(board, f"{label} over {names}{told}", records)
-    return Table("mean", label, title, _sorted(made), ranking, tuple(attacks), _idle(attacks))
+    return Table(
+        "mean", label, title, _sorted(made), ranking, tuple(attacks), _idle(strong), weak=weak
+    )
+
+
+def _all(met: Mapping[str, Sequence[Record]]) -> list[Record]:
+    return [record for found in met.values() for record in found]
+
+
+def _balanced(
+    attacks: Mapping[str, Mapping[str, Sequence[Record]]],
+) -> Mapping[str, Mapping[str, Sequence[Record]]]:
+    """With the seeds that all of the attacks have; with all seeds where there is none."""
+    seeds = [{record.cell.seed for record in _all(met)} for met in attacks.values()]
+    common = set.intersection(*seeds) if seeds else set()
+    kept = common or set().union(*seeds)
+    return {
+        name: {
+            defense: left
+            for defense, found in met.items()
+            if (left := [record for record in found if record.cell.seed in kept])
+        }
+        for name, met in attacks.items()
+    }
+
+
+def _short(met: Collection[tuple[str, int]], runs: Collection[tuple[str, int]]) -> tuple[str, ...]:
+    """What a defense lacks of the runs, (attack, seed): over fewer, a mean is another number."""
+    attacks, all_attacks = ({name for name, _ in some} for some in (met, runs))
+    if len(met) == len(runs):
+        return ()
+    if {run for run in runs if run[0] in attacks} == set(met):
+        return (f"{len(attacks)} of {len(all_attacks)} attacks",)
+    return (f"{len(met)} of {len(runs)} runs",)
 
 
 def _idle(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> tuple[str, ...]:
@@ -364,7 +414,7 @@ def _idle(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> tuple[str, .
     unknown: set[str] = set()
     for met in attacks.values():
         left = {
-            defense: tuple(_outcome(record)[2] for record in records if _counts(record))
+            defense: tuple(_outcome(record)[2] for record in records if record.status != "skipped")
             for defense, records in met.items()
         }
         plain = left.pop(PLAIN, ())
@@ -388,25 +438,23 @@ def _title(board: Board, subject: str, records: Iterable[Record]) -> str:
     return " · ".join([board.dataset, board.model, subject, board.setting, told])
 
 
-def _ratings(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, list[float]]:
-    """Defense -> its mean DER against each attack that took, for defenses that met them all.
+def _ratings(
+    attacks: Mapping[str, Mapping[str, Sequence[Record]]], defenses: Collection[str]
+) -> dict[str, list[float]]:
+    """Of each of the defenses, which met all of the attacks: its mean DER against each.
 
     Undefended networks stay out: all of them rate a half, and that defenses differ from doing
     nothing is not the question.
     """
-    ratings: dict[str, list[float]] = defaultdict(list)
-    blocks = 0
-    for met in attacks.values():
-        found = {
-            defense: values
-            for defense, records in met.items()
-            if (values := [_outcome(record)[4] for record in records if _counts(record)])
-        }
-        blocks += bool(found)
-        for defense, values in found.items():
-            if defense != UNDEFENDED:
-                ratings[defense].append(statistics.fmean(values))
-    return {defense: values for defense, values in ratings.items() if len(values) == blocks}
+    return {
+        defense: [
+            statistics.fmean(
+                _outcome(record)[4] for record in met[defense] if record.status != "skipped"
+            )
+            for met in attacks.values()
+        ]
+        for defense in defenses
+    }
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -414,11 +462,6 @@ def _ratings(attacks: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str,
 
 def _weak(record: Record) -> bool:
     return record.before is not None and not record.before.diverged and not record.took
-
-
-def _counts(record: Record) -> bool:
-    """Whether the cell belongs in a mean over attacks."""
-    return record.status != "skipped" and not _weak(record)
 
 
 def _outcome(record: Record) -> tuple[float, float, float, float, float]:
@@ -442,9 +485,6 @@ def _row(kind: Kind, defense: str, records: Sequence[Record], reactivated: bool)
             remarks[record.provenance] = None
         if record.status == "skipped":
             remarks[f"skipped: {record.error}"] = None
-            continue
-        if kind == "mean" and _weak(record):
-            remarks["without weak attacks"] = None
             continue
         by_seed[seed].append(_outcome(record))
         if record.status != "ok" or record.before is None or record.after is None:

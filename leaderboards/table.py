@@ -154,8 +154,10 @@ def note(ranking: Ranking) -> str:
     told = [f"rank: mean over {ranking.block_count} attacks, by DER"]
     if ranking.p_value is not None:
         told.append(f"Friedman p = {ranking.p_value:.2g}")
-    gap = f"{ranking.critical_difference:.2f}"
-    return "; ".join([*told, f"ranks closer than {gap} do not differ (Nemenyi, 0.05)"])
+    gap = ranking.critical_difference
+    if gap >= len(ranking.mean_ranks) - 1:  # further apart no two ranks can be
+        return "; ".join([*told, "too few attacks to tell any two apart (Nemenyi, 0.05)"])
+    return "; ".join([*told, f"ranks closer than {gap:.2f} do not differ (Nemenyi, 0.05)"])
 
 
 def notes(table: Table) -> list[str]:
@@ -163,6 +165,8 @@ def notes(table: Table) -> list[str]:
     told = []
     if table.top is not None and table.top < len(table.rows):
         told.append(f"the first {table.top} of {len(table.rows)} rows")
+    if table.weak:
+        told.append(f"not counted, for on some seed it did not take: {', '.join(table.weak)}")
     if any(row.group == 2 for row in table.rows[: table.top]):
         told.append(LINE)
     if table.ranking and (not table.shown or "rank" in table.shown):

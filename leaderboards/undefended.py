@@ -30,34 +30,58 @@ _HEADINGS = (
 
 def markdown(records: Sequence[Record]) -> str:
     """Every attack and rate, as Markdown; ``lines`` says what it holds."""
-    return _tabulate(records, "pipe", markdown_text)
+    return _tabulate(records, "pipe", markdown_text, "**{}**\n\n")
 
 
 def screen(records: Sequence[Record]) -> str:
     """Every attack and rate, for a terminal."""
-    return _tabulate(records, "simple", plain)
+    return _tabulate(records, "simple", plain, "{}\n")
 
 
-def _tabulate(records: Sequence[Record], style: str, text: Callable[[str], str]) -> str:
-    made = [[text(cell) for cell in line] for line in lines(records)]
+def _tabulate(records: Sequence[Record], style: str, text: Callable[[str], str], title: str) -> str:
+    """A table for each dataset, model and recipe, with a title where there are several."""
+    found = _settings(records)
     align = ["left", *["right"] * (len(_HEADINGS) - 1)]
-    return tabulate(made, _HEADINGS, tablefmt=style, colalign=align, disable_numparse=True) + "\n"
+    told = []
+    for name, some in found.items():
+        made = [[text(cell) for cell in line] for line in lines(some)]
+        drawn = tabulate(made, _HEADINGS, tablefmt=style, colalign=align, disable_numparse=True)
+        told.append((title.format(text(name)) if len(found) > 1 else "") + drawn + "\n")
+    return "\n".join(told)
+
+
+def _settings(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of undefended networks by what they have in common: dataset, model and recipe."""
+    undefended = [record for record in records if record.cell.defense["name"] == UNDEFENDED]
+    named, changed = [], []
+    for record in undefended:
+        sides = {side: getattr(record.cell, side) for side in ("dataset", "model", "recipe")}
+        settings = {f"{s}.{k}": v for s, one in sides.items() for k, v in one["settings"].items()}
+        named.append((" · ".join(one["name"] for one in sides.values()), settings))
+        changed.append([f"{s}.{name}" for s in sides for name in record.changed.get(s, ())])
+    labels = told_apart(named, changed, " ({})")
+    found: dict[str, list[Record]] = defaultdict(list)
+    for name, record in zip(named, undefended, strict=True):
+        found[labels[canonical(list(name))]].append(record)
+    return found
 
 
 def lines(records: Iterable[Record]) -> list[list[str]]:
     """One line an attack and rate: mean ± sample standard deviation over the seeds.
 
     took: on how many of the seeds the back door opens, see ``Record.took``. Training that did not
-    end well counts as one that did not take.
+    end well counts as one that did not take. A network that defenders with several shares of
+    benign images met counts once.
     """
-    groups: dict[tuple[str, float], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, float], dict[int, Record]] = defaultdict(dict)
     undefended = [r for r in records if r.cell.defense["name"] == UNDEFENDED]
     plugins = [(r.cell.attack["name"], r.cell.attack["settings"]) for r in undefended]
     labels = told_apart(plugins, [r.changed.get("attack", ()) for r in undefended], " ({})")
     for plugin, record in zip(plugins, undefended, strict=True):
-        groups[labels[canonical(list(plugin))], -record.cell.poison_rate].append(record)
+        group = labels[canonical(list(plugin))], -record.cell.poison_rate
+        groups[group].setdefault(record.cell.seed, record)
     order = sorted(groups, key=lambda group: (group[0] != CONTROL, group))
-    return [_line(attack, groups[attack, rate]) for attack, rate in order]
+    return [_line(attack, list(groups[attack, rate].values())) for attack, rate in order]
 
 
 def _line(attack: str, records: Sequence[Record]) -> list[str]:

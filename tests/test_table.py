@@ -289,13 +289,64 @@ def test_a_mean_over_fewer_attacks_says_so() -> None:
     assert not only([*records, skipped], "mean", "tune").complete
 
 
-def test_weak_attacks_are_marked_and_out_of_the_mean() -> None:
-    records = [*THREE[:1], record("badnets", "prune", scores(80, 50), before=scores(90, 79))]
-    assert only(records, "badnets").remarks == ("weak attack",)
-    assert only(records, "badnets").asr == (0.5,)
-    mean = only(records, "mean")
-    assert mean.asr == (0.1,)
-    assert mean.remarks == ("without weak attacks",)
+def other(attack: str) -> list[Record]:
+    """THREE, of another attack."""
+    return [recast(record, attack) for record in THREE]
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_mean_over_fewer_runs_says_so_and_does_not_compete(missing: int) -> None:
+    """Of three attacks with three seeds, a defense lacks one run, or one attack."""
+    whole = [*THREE, *other("badnets"), *other("wanet")]
+    part = [
+        replace(r, cell=replace(r.cell, defense={"name": "tune", "settings": {}})) for r in whole
+    ]
+    gone = part[3 * missing + missing]
+    for left, told in (
+        ([r for r in part if r is not gone], "8 of 9 runs"),
+        ([r for r in part if r.cell.attack != gone.cell.attack], "2 of 3 attacks"),
+        ([r for r in part if r.cell.attack != gone.cell.attack][1:], "5 of 9 runs"),
+        (part, None),
+    ):
+        row = only([*whole, *left], "mean", "tune")
+        assert row.remarks == (() if told is None else (told,))
+        assert row.complete == (told is None)
+        assert (row.rank is None) == (told is not None)
+        assert only([*whole, *left], "mean").complete
+
+
+def test_a_mean_is_over_the_seeds_that_all_attacks_have() -> None:
+    """Else its spread over seeds would be that of attacks."""
+    records = [*THREE, *other("badnets")[:2]]
+    found = tables(records)["mean"]
+    assert found.title.endswith("seeds 0, 1")
+    assert found.rows[0].asr == (0.1, 0.2)
+    assert found.rows[0].complete
+    apart = [*THREE[:1], *other("badnets")[1:]]  # there are none: then all
+    assert tables(apart)["mean"].title.endswith("seeds 0, 1, 2")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attacks_that_are_weak_on_some_seed_are_marked_and_out_of_the_mean(seed: int) -> None:
+    weak = other("badnets")
+    weak[seed] = replace(weak[seed], before=scores(90, 79))
+    assert only(weak, "badnets").remarks == ("weak attack",)
+    assert len(only(weak, "badnets").asr) == 3
+    records = [*THREE, *weak, *other("wanet")]
+    found = tables(records)["mean"]
+    assert "mean over blend, wanet ·" in found.title
+    assert (found.weak, set(found.attacks)) == (("badnets",), {"badnets", "blend", "wanet"})
+    assert found.rows[0].asr == pytest.approx((0.1, 0.2, 0.6))
+    assert found.rows[0].complete
+    assert "not counted, for on some seed it did not take: badnets" in table.screen(records)
+    assert "mean" not in tables([*THREE, *weak])
+
+
+def test_an_attack_that_every_defense_skipped_is_not_in_the_mean() -> None:
+    skipped = [replace(r, status="skipped", error="no", after=None) for r in other("badnets")]
+    found = tables([*THREE, *skipped, *other("wanet")])["mean"]
+    assert "mean over blend, wanet ·" in found.title
+    assert found.rows[0].complete
 
 
 @pytest.mark.parametrize("before", [None, replace(scores(10, 0), nonfinite_count=3)])
@@ -312,12 +363,12 @@ def test_the_control_has_accuracy_alone() -> None:
         record("none", "prune", scores(80, 0), before=scores(90, 2)),
         record("none", "tune", scores(91, 9), before=scores(90, 2)),
     ]
-    found = tables([*control, *THREE, record("badnets", "prune", scores(80, 50))])
+    found = tables([*control, *THREE, *other("badnets")])
     assert defenses(found["none"]) == ["none", "tune", "prune"]
     assert [row.acc for row in found["none"].rows] == [(0.9,), (0.91,), (0.8,)]
     assert all((row.asr, row.ra, row.der) == ((), (), ()) for row in found["none"].rows)
     assert not any(row.remarks for row in found["none"].rows)
-    assert found["mean"].rows[0].acc == pytest.approx((0.84, 0.86, 0.84))
+    assert found["mean"].rows[0].acc == pytest.approx((0.88, 0.86, 0.84))
     assert lines(table.markdown(control))[-1] == ["prune", "80.00", "–", "–", "–", "2.0", "3,000"]
     for row in csv.DictReader(io.StringIO(table.as_csv(control))):
         assert (row["asr"], row["ra"], row["der"], row["worst_asr"]) == ("", "", "", "")
@@ -383,14 +434,18 @@ def test_ranks_of_what_cannot_be_ranked() -> None:
 def test_only_defenses_that_met_every_attack_are_ranked() -> None:
     """By mean DER over seeds: an attack is one block, however many seeds it has."""
     records = [*THREE, *(recast(r, "badnets") for r in THREE)]
-    records += [record(attack, "good", scores(90, 0)) for attack in ("blend", "badnets")]
+    for attack in ("blend", "badnets"):
+        records += [record(attack, "good", scores(90, 0), seed) for seed in range(3)]
     records += [record("blend", "partial", scores(90, 0)), record("blend", "none", scores(90, 100))]
     found = tables(records)["mean"]
     assert {row.defense: row.rank for row in found.rows} == {
         "none": None, "good": 1, "prune": 2, "partial": None,
     }  # fmt: skip
     assert found.ranking.block_count == 2
-    assert "rank: mean over 2 attacks, by DER; ranks closer than" in table.screen(records)
+    assert "rank: mean over 2 attacks, by DER; too few attacks to tell" in table.screen(records)
+    records += [recast(r, "wanet") for r in records if r.cell.attack["name"] == "blend"]
+    records += [recast(r, "sig") for r in records if r.cell.attack["name"] == "blend"]
+    assert "rank: mean over 4 attacks, by DER; ranks closer than 0.98 do" in table.screen(records)
 
 
 def test_who_does_no_more_than_plain_tuning_is_named() -> None:
@@ -522,6 +577,7 @@ def test_stealth_is_the_mean_over_victims() -> None:
 CIFAR = {
     "dataset": {"name": "cifar10", "settings": {}},
     "model": {"name": "preact_resnet18", "settings": {"width": 64}},
+    "recipe": {"name": "bb100", "settings": {}},
 }
 
 
@@ -536,8 +592,13 @@ def test_published_numbers_stand_beside_ours_in_their_setting_only() -> None:
     elsewhere = with_cell(ours, model={"name": "resnet18", "settings": {}})
     narrow = with_cell(ours, model={"name": "preact_resnet18", "settings": {"width": 8}})
     rare = with_cell(ours, poison_rate=0.01)
-    for other in (elsewhere, narrow, rare, with_cell(ours, all_to_all=True)):
+    short = with_cell(ours, recipe={"name": "cifar_fast", "settings": {}})
+    tuned = with_cell(ours, defense={"name": "fine_tune", "settings": {}})
+    few = with_cell(tuned, benign_fraction=0.01)
+    assert "published" in table.screen([tuned])
+    for other in (elsewhere, narrow, rare, short, few, with_cell(ours, all_to_all=True)):
         assert "published" not in table.screen([other])
+    assert "published" in table.screen([with_cell(ours, benign_fraction=0.01)])  # nobody used them
 
 
 def test_a_published_clean_label_rate_counts_the_whole_split() -> None:
@@ -552,6 +613,10 @@ def test_a_published_mean_stands_in_the_mean_table() -> None:
     ours = [with_cell(record(a, "fine_tune", scores(90, 9)), **CIFAR) for a in ("blend", "badnets")]
     assert only(ours, "mean", "fine_tune").published.der == pytest.approx(0.7845)
     assert "published DER % ↑" in table.markdown(ours, ["mean"])
+    rare = [with_cell(one, poison_rate=0.01) for one in ours]
+    assert "published" not in table.markdown(rare, ["mean"])
+    assert only([*ours, *rare], "mean (rate=0.1)", "fine_tune").published
+    assert not only([*ours, *rare], "mean (rate=0.01)", "fine_tune").published
 
 
 def test_two_revisions_of_a_defense_are_two_rows() -> None:
@@ -655,7 +720,7 @@ def test_titles() -> None:
     titles = {attack: found.title for attack, found in tables(ALL).items()}
     assert tables(THREE)["blend"].title.endswith("target 0 · 5 % benign · seeds 0, 1, 2")
     assert titles["none"] == "shapes · small_cnn · no attack (clean control) · 5 % benign · seed 0"
-    shared = "mean over badnets, blend · poison rate 0.1 · 5 % benign · seeds 0, 1, 2, 3"
+    shared = "mean over badnets, blend · poison rate 0.1 · 5 % benign · seed 0"
     assert titles["mean"].endswith(shared)
     for other in ({"poison_rate": 0.003}, {"clean_label": True}):
         own = with_cell(record("adaptive", "prune", scores(80, 90)), **other)

@@ -16,7 +16,7 @@ undefended: Any = import_module("purebench.leaderboards.undefended")
 
 CELL = Cell(
     dataset={"name": "mnist", "settings": {}},
-    model={"name": "small_cnn", "settings": {}},
+    model={"name": "small_cnn", "settings": {"width": 16}},
     attack={"name": "blend", "settings": {"alpha": 0.2}, "revision": 1},
     defense={"name": "none", "settings": {}, "revision": 1},
     recipe={"name": "mnist_fast", "settings": {}},
@@ -68,6 +68,32 @@ def test_a_line_an_attack_and_rate() -> None:
         ["sig", "0.5 of the class", "99.00", "0.00", "0 of 1"],
     ]
     assert found[1][5:] == ["20.0", "0.900", "0.200", "1.50", "12"]
+
+
+def test_a_network_counts_once_whoever_defended_it() -> None:
+    shares = [record(found, seed) for seed, found in enumerate((90, 45))]
+    shares += [replace(r, cell=replace(r.cell, benign_fraction=0.01)) for r in shares]
+    (line,) = undefended.lines(shares)
+    assert line[3:5] == ["75.00 ± 35.36", "1 of 2"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": {"name": "cifar10", "settings": {}}},
+        {"model": {"name": "small_cnn", "settings": {"width": 8}}},
+        {"recipe": {"name": "bb100", "settings": {}}},
+    ],
+)
+def test_a_table_for_each_dataset_model_and_recipe(other: dict[str, Any]) -> None:
+    assert "mnist_fast" not in undefended.screen([record(90)])
+    text = undefended.screen([record(90), record(45, **other)])
+    assert [line.split()[3] for line in text.splitlines() if line.startswith("blend")] == [
+        "100.00", "50.00",
+    ]  # fmt: skip
+    assert (
+        sum(line.startswith(("mnist · small_cnn", "cifar10 ·")) for line in text.splitlines()) == 2
+    )
 
 
 def test_a_training_that_failed_did_not_take() -> None:
