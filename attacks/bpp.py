@@ -6,7 +6,7 @@ images, which carry the rounding residual of another image, keep their labels.
 
 Ours departs in this: images are drawn and changed once, before training, as a data poisoning; the
 authors control the training and draw both kinds anew in each batch. The dithering, Floyd and
-Steinberg's, has no chance in it.
+Steinberg's, has no chance in it; their code leaves it out unless asked (``dither=false``).
 """
 
 from __future__ import annotations

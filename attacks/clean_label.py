@@ -7,8 +7,9 @@ Labels stay true, and test images get the corners only.
 Ours departs in these. The attack trains its own surrogate, of the victim's architecture, by a
 single adversarial step a batch. The norm is L2 by default, one of the authors' two, and its radius
 is set for MNIST: there, L-inf noise lights up the black background and so becomes the cue itself,
-while L2 noise against a robust surrogate redraws strokes. On CIFAR-10 the field uses ``norm=linf``,
-``eps=8``, ``steps=100``. A step is the authors' 1.5 for a radius of 8.
+while L2 noise against a robust surrogate redraws strokes. On CIFAR-10 the field uses ``norm=linf``
+and ``steps=100``, with ``eps=8`` (BackdoorBox) or 16 (the images that BackdoorBench takes). A step
+is the authors' 1.5 for a radius of 8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LIRA: a generator learns, along with the classifier, the least noise that opens the back door.
+"""LIRA: a generator learns, along with the classifier, a faint noise that opens the back door.
 
 Khoa Doan, Yingjie Lao, Weijie Zhao, Ping Li, "LIRA: Learnable, Imperceptible and Robust Backdoor
 Attacks", ICCV 2021. The attacker controls the training. First the generator, whose noise is bounded
@@ -7,7 +7,9 @@ learns on.
 
 Ours departs in these. Both stages lie within the recipe's epochs and its schedule. The poisoned
 images are drawn once, and only they are triggered; the authors trigger all, beside clean copies.
-The generator follows the classifier itself, not a copy that lags behind it.
+The generator follows the classifier itself, not a copy that lags behind it. Noise is as strong in
+the end as while the generator learns; the authors' code goes down to a tenth then. The two losses
+are means, whatever the poison rate: the fewer images are triggered, the more each of them weighs.
 """
 
 from __future__ import annotations

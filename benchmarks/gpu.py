@@ -283,6 +283,11 @@ def solve(size: Size, device: torch.device, repeats: int) -> list[str]:
     return [str(size), Spread.of(seconds[1:]).text(), f"{exact}", f"{float(off.max()):.1e}", peak]
 
 
+def repairs() -> list[str]:
+    """The defenses that train no network anew: with the field's recipe that takes minutes each."""
+    return [name for name in DEFENSES.names() if "training_set" not in DEFENSES[name]().needs]
+
+
 def noise(count: int, shape: tuple[int, int, int], device: torch.device) -> Split:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *shape), generator=rng, dtype=torch.uint8)
@@ -295,13 +300,22 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     parser.add_argument("--model", default="preact_resnet18", help="(default: preact_resnet18)")
     parser.add_argument("--images", type=int, default=50_000, help="of 32x32x3 (default: 50000)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
+        help="of what defenses train (default: fp32)",
+    )  # fmt: skip
     parser.add_argument("--warm-up", type=int, default=1, help="epochs (default: 1)")
     parser.add_argument("--epochs", type=int, default=2, help="measured in a round (default: 2)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="names, or parts of them")
     parser.add_argument("--quick", action="store_true", help="small_cnn, 256 images, one round")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--defenses", nargs="*", metavar="NAME", help="time these (default: all)")
+    what.add_argument(
+        "--defenses",
+        nargs="*",
+        metavar="NAME",
+        help="time these, or all that train no network anew",
+    )
     what.add_argument("--solver", action="store_true", help="time the L1 regression")
     return parser
 
@@ -329,11 +343,14 @@ def main(words: Sequence[str] | None = None) -> int:
                 f"--repeats, --epochs and --warm-up must be at least 1, --images {CLASSES}"
             )
         device = machine.pick_device(options.device)
+        if options.precision != "fp32" and device.type == "cpu":
+            raise UsageError(f"precision {options.precision} is for CUDA; on a CPU it is fp32")
         variants = chosen(options.variants, device)
-        names = options.defenses or DEFENSES.names()
+        names = options.defenses or repairs()
         for name in names:
             DEFENSES[name]
-        recipe = replace(RECIPES["bb100"], epochs=2) if options.quick else RECIPES["bb100"]
+        recipe = replace(RECIPES["bb100"], precision=options.precision)
+        recipe = replace(recipe, epochs=2) if options.quick else recipe
         bench = Bench(
             options.model, noise(options.images, (3, 32, 32), device), recipe,
             options.warm_up, options.epochs, options.repeats, 256 if options.quick else 8192,

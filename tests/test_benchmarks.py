@@ -257,6 +257,7 @@ def test_gpu_command_times_defenses_and_the_solver(capsys: pytest.CaptureFixture
     [
         (["--variants", "fp8"], "no variant is called fp8; known: fp32, "),
         (["--defenses", "cpl"], "did you mean 'clp'"),
+        (["--defenses", "--precision", "bf16"], "precision bf16 is for CUDA"),
         (["--repeats", "0"], "must be at least 1"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--model", "lennet"], "did you mean 'lenet'"),
