@@ -11,8 +11,9 @@ triggers of their batch's poisoned ones, so that the generator runs once. Networ
 follow the recipe's schedule, as does the length of the mask's training. Settings are for short
 trainings on MNIST; the authors': width 16 (colour: 32), lr .01, diversity 1, density .032, the mask
 alone for 25 of 600 epochs. Their distances are of normalised images, so that to the masks their
-diversity is two of ours on MNIST and four on CIFAR-10; to the patterns it is the same. The cross accuracy in the notes is that of training images which were
-not poisoned, each under the trigger of another such image.
+diversity is two of ours on MNIST and four on CIFAR-10; to the patterns it is the same. The cross
+accuracy in the notes is that of training images which were not poisoned, each under the trigger of
+another such image.
 """
 
 from __future__ import annotations

@@ -38,5 +38,7 @@ def attention_map(features: Tensor, power: float) -> Tensor:
 
 
 def attention_distance(given: Tensor, wanted: Tensor, power: float) -> Tensor:
-    """Mean square difference of two features' attention maps."""
-    return F.mse_loss(attention_map(given, power), attention_map(wanted, power))
+    """Square distance of two features' attention maps, the mean over images. It does not depend on
+    how many positions a map has, as a mean over these would."""
+    maps = attention_map(given, power), attention_map(wanted, power)
+    return F.mse_loss(*maps, reduction="sum") / len(given)

@@ -2,7 +2,9 @@
 
 Min, Qin, Shen, Cheng, "Towards Stable Backdoor Purification through Feature Shift Tuning", NeurIPS
 2023, arXiv:2310.01875. Ours runs for more epochs than the authors' 10: with 1 % benign data those
-are too few steps for a head that starts anew.
+are too few steps for a head that starts anew. Its penalty is of the cosine between the two heads,
+not of their inner product, which grows with their length: the authors' 0.1 of that is for a
+ResNet-18, and makes small_cnn's head the old one's opposite, at the cost of its features.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from .fine_tune import FineTune
 @DEFENSES.register("fst")
 @dataclass(frozen=True)
 class FST(FineTune):
-    """alpha: weight of the inner product of the new and the old head's weights, 0 or more.
+    """alpha: weight of the cosine between the new and the old head's weights, 0 or more.
 
     The others: see ``fine_tune``.
     """
 
     paper: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875"
+    revision: ClassVar[int] = 2
     default: ClassVar[bool] = False
     epochs: int = 40
     batch_size: int = 128
+    weight_decay: float = 0.0
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
@@ -47,7 +51,7 @@ class FST(FineTune):
 
         def shifting(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             keep_length(last.weight, old)  # after the step before, and before the first
-            likeness = (last.weight * old).sum()
+            likeness = (last.weight * old).sum() / old.square().sum()
             return F.cross_entropy(model(images), labels) + self.alpha * likeness
 
         self.tune(model, ctx, shifting)

@@ -2,9 +2,8 @@
 
 Zhu, Wei, Shen, Fan, Wu, "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
 Minimization", ICCV 2023, arXiv:2304.11823; adaptive sharpness after Kwon, Kim, Park, Choi, "ASAM",
-ICML 2021, arXiv:2102.11600, without its constant beside the weights. Ours takes half of the
-authors' 100 epochs, since each step has two passes. BatchNorm's running statistics follow the
-first alone, which is at the network's own weights.
+ICML 2021, arXiv:2102.11600, without its constant beside the weights. BatchNorm's running statistics
+follow the first of a step's two passes alone, which is at the network's own weights.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class FTSAM(FineTune):
     """
 
     paper: ClassVar[str] = "Zhu et al. 2023, arXiv:2304.11823"
+    revision: ClassVar[int] = 2
     default: ClassVar[bool] = False
-    epochs: int = 50
     rho: float = 2.0
     label_smoothing: float = 0.1
 

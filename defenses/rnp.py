@@ -7,13 +7,12 @@ below a threshold. Steps are as many as the authors take, 20 epochs of 500 image
 the number of images. Ours departs in three points. Unlearning stops within an epoch, as soon as the
 accuracy has been reached. The authors give no rule for the threshold (their code lists them all,
 with test ASR): ours is the largest of 0, 0.05, ... 0.95 that leaves the accuracy on benign images
-that no mask was learnt on within the budget. The masks' learning rate is a tenth of theirs (0.2),
-which is for thousands of channels: of the 136 of small_cnn it sends 28 to 45 to zero.
+that no mask was learnt on within the budget, ``anp``'s. The masks' learning rate is a tenth of
+theirs (0.2), which is for thousands of channels: of the 136 of small_cnn it sends 28 to 45 to zero.
 
 It rests on an unlearnt network seeing the target class everywhere, for the back door is what is
 left of it. small_cnn, once it has unlearnt MNIST at this rate or a tenth of it, sees a 4, a 7 or an
-8 instead (seeds 10 and 11, badnets and blend, target 0). The masks then fall on clean channels, the
-budget stops pruning early, and the back door stays.
+8 instead (seeds 10 and 11, badnets and blend, target 0): the masks then fall on clean channels.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ class RNP(Defense):
     """
 
     paper: ClassVar[str] = "Li et al. 2023, arXiv:2305.14876"
+    revision: ClassVar[int] = 2
     default: ClassVar[bool] = False
     batch_size: int = 128
     unlearn_lr: float = 0.01
@@ -52,7 +52,7 @@ class RNP(Defense):
     recover_lr: float = 0.02
     recover_steps: int = 80
     alpha: float = 0.2
-    budget: float = 0.02
+    budget: float = 0.1
     holdout: float = 0.2
 
     def __post_init__(self) -> None:

@@ -1,11 +1,10 @@
 """SAU: unlearn adversarial images that fool the suspect and the purified network alike.
 
 Wei, Zhang, Zha, Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared
-Adversarial Examples", NeurIPS 2023, arXiv:2307.10562. Ours takes 6 passes over the benign images,
-the authors 100: about 1,000 steps of 256 images, where 600 images give ours 30 of 128. A higher
-``lr`` unlearns more in them, and wrecks a network that has few benign images to settle on again.
-BatchNorm works by its running statistics and keeps them, for benign images as for adversarial ones:
-else the network would learn to tell the two by their statistics.
+Adversarial Examples", NeurIPS 2023, arXiv:2307.10562. Ours takes 300 steps of 128 images, however
+many benign images there are; the authors 100 passes over 2,500, about 1,000 steps of 256. BatchNorm
+works by its running statistics and keeps them, for benign images as for adversarial ones: else the
+network would learn to tell the two by their statistics.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ._unlikely import unlikely
 @DEFENSES.register("sau")
 @dataclass(frozen=True)
 class SAU(Defense):
-    """epochs, batch_size, lr: of Adam, with a constant learning rate.
+    """updates, batch_size, lr: of Adam, with a constant learning rate; whole epochs are taken.
     eps: L-inf radius of the perturbations in [0, 1], above 0. step, steps: of their search, above 0
         and at least 1.
     adversarial: in the search, weight of fooling either network; shared: of fooling both alike;
@@ -39,8 +38,9 @@ class SAU(Defense):
     """
 
     paper: ClassVar[str] = "Wei et al. 2023, arXiv:2307.10562"
+    revision: ClassVar[int] = 2
     default: ClassVar[bool] = False
-    epochs: int = 6
+    updates: int = 300
     batch_size: int = 128
     lr: float = 1e-4
     eps: float = 0.2
@@ -53,11 +53,12 @@ class SAU(Defense):
     unlearn: float = 1.0
 
     def __post_init__(self) -> None:
-        Recipe(self.epochs, self.batch_size, self.lr)
+        Recipe(1, self.batch_size, self.lr)
         if self.eps <= 0 or self.step <= 0:
             raise ValueError(f"eps and step must be above 0, got {self.eps} and {self.step}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("updates", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("adversarial", "shared", "benign", "robust", "unlearn"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -67,7 +68,7 @@ class SAU(Defense):
         rng = generator(ctx.seed, "start", device=ctx.benign.images.device)
         recipe = replace(
             ctx.recipe,
-            epochs=self.epochs,
+            epochs=max(1, round(self.updates / -(-len(ctx.benign) // self.batch_size))),
             batch_size=self.batch_size,
             lr=self.lr,
             schedule="constant",
@@ -107,10 +108,9 @@ class SAU(Defense):
 
 
 def unlearning_loss(logits: Tensor, labels: Tensor, wrong: Tensor) -> Tensor:
-    """-log(1 - p(wrong)), the mean over those images where ``wrong`` (N,), the suspect network's
-    answer, is not the label; 0 where there is none."""
-    fooled = wrong != labels
-    return (unlikely(logits, wrong) * fooled).sum() / fooled.sum().clamp_min(1)
+    """-log(1 - p(wrong)) where ``wrong`` (N,), the suspect network's answer, is not the label, else
+    0; the mean."""
+    return (unlikely(logits, wrong) * (wrong != labels)).mean()
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:

@@ -62,17 +62,17 @@ def ascend(
     hard = images.detach()
     if rng is not None:
         noise = torch.rand(images.shape, generator=rng, device=images.device) * 2 - 1
-        hard = _nearest(images, hard + eps * (noise if norm == "linf" else _unit(noise)), eps, norm)
+        hard = nearest(images, hard + eps * (noise if norm == "linf" else _unit(noise)), eps, norm)
     with torch.enable_grad():
         for _ in range(steps):
             hard.requires_grad_()
             (slope,) = torch.autograd.grad(objective(hard), hard)
             ascent = slope.sign() if norm == "linf" else _unit(slope)
-            hard = _nearest(images, hard.detach() + step * ascent, eps, norm)
+            hard = nearest(images, hard.detach() + step * ascent, eps, norm)
     return hard.detach()
 
 
-def _nearest(images: Tensor, hard: Tensor, eps: float, norm: Norm) -> Tensor:
+def nearest(images: Tensor, hard: Tensor, eps: float, norm: Norm) -> Tensor:
     """``hard`` drawn back into the ball around ``images``, and into [0, 1]."""
     change = hard - images
     if norm == "linf":

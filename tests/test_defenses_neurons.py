@@ -531,8 +531,12 @@ def test_attention_map_by_hand() -> None:
     length = math.hypot(9, 4)
     assert attention.attention_map(both, 2.0)[0].tolist() == pytest.approx([9 / length, 4 / length])
     distance = attention.attention_distance(both, features[:1], 2.0)
-    by_hand = ((1 - 9 / length) ** 2 + (4 / length) ** 2) / 2
+    by_hand = (1 - 9 / length) ** 2 + (4 / length) ** 2
     assert float(distance) == pytest.approx(by_hand)
+    several = attention.attention_distance(
+        both.repeat(3, 1, 1, 1), features[:1].repeat(3, 1, 1, 1), 2.0
+    )
+    assert float(several) == pytest.approx(by_hand)
 
 
 STAGES = {
