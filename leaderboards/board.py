@@ -101,8 +101,24 @@ def _readme(folder: Path, records: Sequence[Record]) -> str:
     return (
         f"{_opening(folder)}\n\nMade by `python bench.py publish {folder.name}` from the "
         f"{len(records):,} records in [records](records); the same tables, sortable, with charts, "
-        f"are in [index.html](index.html).\n\n{text}"
+        f"are in [index.html](index.html).\n\n{_earlier(records)}{text}"
     )
+
+
+def _earlier(records: Iterable[Record]) -> str:
+    """Whose results the code beside the board would no longer give."""
+    from purebench import ATTACKS, DEFENSES  # and torch with them: what only draws does without
+
+    found: dict[str, str] = {}
+    for record in records:
+        for registry, plugin in ((ATTACKS, record.cell.attack), (DEFENSES, record.cell.defense)):
+            name, then = plugin["name"], plugin.get("revision", 1)
+            if name in registry and registry[name].revision > then:
+                found[name] = f"{name} (revision {then}, now {registry[name].revision})"
+    if not found:
+        return ""
+    told = ", ".join(found[name] for name in sorted(found))
+    return f"Measured before these were changed, and not yet again: {told}.\n\n"
 
 
 def _opening(folder: Path) -> str:

@@ -238,6 +238,22 @@ def test_publish_and_render_again(results: Path, archive: Path, tmp_path: Path) 
     assert told == {"self-reported"}
 
 
+def test_a_board_says_what_has_changed_since(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    folder = tmp_path / "toy"
+    records = read_records([results])
+    board.add(folder, records)
+    readme = folder / "README.md"
+    assert b"Measured before" not in board.render(folder)[readme]
+    for record in records:
+        sides = (record.cell.attack, record.cell.defense)
+        old = [{**side, "revision": 0} if side["name"] != "none" else side for side in sides]
+        cell = replace(record.cell, attack=old[0], defense=old[1])
+        board.add(folder, [replace(record, cell=cell)])
+    told = "badnets (revision 0, now 1), prune (revision 0, now 1)."
+    assert told in board.render(folder)[readme].decode()
+
+
 def test_what_others_report_does_not_replace_what_was_measured(
     results: Path, archive: Path, tmp_path: Path
 ) -> None:
