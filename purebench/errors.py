@@ -31,10 +31,14 @@ class Diverged(ArithmeticError):
     """A training or a model produced values that are not finite."""
 
 
+_NAMED = 12  # known names, in one line
+
+
 def near_match(given: str, known: Iterable[str]) -> str:
-    """'; did you mean 'blend'?' where a known name is close, else '; known: ...'."""
+    """'; did you mean 'blend'?' where a known name is close, else '; known: ...', a dozen."""
     names = sorted(known)
     close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"; known: {', '.join(names[:_NAMED]) or 'none'}{more}"

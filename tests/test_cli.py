@@ -319,7 +319,7 @@ def test_a_defense_of_ones_own(bench: Bench, attack: Bench, place: Path) -> None
     """One file, no other edit: it is listed, run, tabled, and has settings."""
     (place / "mine.py").write_text(SHRINK)
     listed = bench("list", "--plugin", "mine.py")
-    assert "shrink             scale the last layer down.\n" in listed.out
+    assert re.search("^  shrink +scale the last layer down.$", listed.out, re.MULTILINE)
     assert "[Nobody 2025]" in listed.out
     words = ("--plugin", "mine.py", "--defense", "none", "shrink")
     answer = attack(*words, "--set", "shrink.factor=0.25")
@@ -414,6 +414,24 @@ def test_list(bench: Bench) -> None:
         for name in registry.names():
             paper = re.escape(registry[name].paper)
             assert re.search(rf"^  {name} +\S.*\.\n +\[{paper}\]$", part, re.MULTILINE), name
+    part = answer.out.partition("recipes:\n")[2]
+    assert re.search(r"^  bb100 +100 epochs, batches of 128, lr 0.01, cosine$", part, re.MULTILINE)
+    texts = re.findall(r"^(  \S* +)\S", answer.out, re.MULTILINE)
+    assert len({*map(len, texts)}) == 1  # one column, however long the names are
+
+
+def test_list_explains_what_is_named(bench: Bench, place: Path) -> None:
+    answer = bench("list", "none", "clean_label", "bb100")
+    assert (answer.code, answer.err) == (OK, "")
+    found = [part.splitlines() for part in re.split(r"\n\n(?=\S)", answer.out)]
+    titles = [lines[0].partition(":")[0] for lines in found]
+    assert titles == ["none (attack)", "none (defense)", "clean_label (attack)", "bb100 (recipe)"]
+    assert found[2][1] == "  [Turner et al. 2019, arXiv:1912.02771]"
+    assert ["norm", "linf | l2", "l2"] in [re.split("  +", line)[1:] for line in found[2]]
+    assert any(line.startswith("  eps: radius of the perturbation") for line in found[2])
+    assert ["flip", "bool", "true"] in [line.split() for line in found[3]]
+    (place / "mine.py").write_text(FAULTY.format(deed="raise OSError"))
+    assert bench("list", "faulty", "--plugin", "mine.py").out == "faulty (defense)\n"
 
 
 def test_doctor(bench: Bench, place: Path) -> None:
@@ -506,7 +524,8 @@ def test_a_reader_that_has_gone(word: str, unbuffered: str) -> None:
         (["--atack", "blend"], r"unknown option '--atack'; did you mean '--attack'\?"),
         (["--seed=3"], r"unknown option '--seed'; did you mean '--seeds'\?"),
         (["list", "--plug", "x.py"], r"unknown option '--plug'; did you mean '--plugin'\?"),
-        (["list", "attacks"], "unexpected 'attacks'"),
+        (["list", "blend", "blen"], r"unknown name 'blen'; did you mean 'blend'\?"),
+        (["list", "zzz"], r"unknown name 'zzz'; known: abl, .*, bpp and \d+ more"),
         (["show"], "name at least one attack: "),
         (["show", "--attack", "blen"], r"unknown attack 'blen'; did you mean 'blend'\?"),
         (["show", "--attack", "blend", "--defense", "none"], "unknown option '--defense'"),

@@ -14,6 +14,7 @@ import pytest
 import purebench
 import purebench.registry
 from purebench import DEFENSES, UsageError
+from purebench.errors import near_match
 from purebench.registry import REGISTRIES, Registry, load_plugin
 from purebench.settings import build
 
@@ -130,6 +131,12 @@ def test_unknown_names(folder: Path, gadgets: Registry[Any], name: str, message:
     with pytest.raises(UsageError) as refusal:
         gadgets[name]
     assert str(refusal.value) == message
+
+
+def test_of_many_known_names_a_dozen_is_told() -> None:
+    names = [f"name{number:02}" for number in range(40)]
+    assert near_match("zzz", names[:12]) == f"; known: {', '.join(names[:12])}"
+    assert near_match("zzz", names) == f"; known: {', '.join(names[:12])} and 28 more"
 
 
 @pytest.mark.parametrize("text", ["", source("nail")])

@@ -183,6 +183,14 @@ def test_verify_runs_a_cell_again(archive: Path, capsys: pytest.CaptureFixture[s
     assert told[-1] == "verdict   verified"
 
 
+def test_verify_runs_the_cell_that_is_named_or_none(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(archive), "--cell", "x", "--no-run"]) == USAGE
+    found = capsys.readouterr()
+    assert (found.out, "--no-run runs nothing again" in found.err) == ("", True)
+
+
 def test_verify_flags_what_does_not_come_out(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,15 @@ def test_what_cannot_be_run_is_told_before_training(
     assert not list(tmp_path.rglob("card.json"))
 
 
+@pytest.mark.parametrize("words", ["--model lenet", "--poison-rate=0.1", "--benign-fraction 0.1"])
+def test_what_a_sweep_combines_stands_in_its_file(
+    sweep: Callable[..., tuple[int, str, str]], words: str
+) -> None:
+    code, out, err = sweep("", *words.split())
+    assert (code, out) == (USAGE, "")
+    assert "model, poison_rate and benign_fraction stand in its file" in err
+
+
 def test_a_worker_that_dies_costs_its_cell_alone(
     sweep: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -1,36 +1,122 @@
-"""list: attacks, defenses, models and datasets, with their papers."""
+"""list NAME ...: attacks, defenses, models, datasets and recipes; of those named, the settings."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..errors import UsageError, near_match
 from ..registry import REGISTRIES, load_plugin
 from . import OK
 from ._options import Parser
 
+if TYPE_CHECKING:
+    from ..training import Recipe
+
 
 def main(words: list[str]) -> int:
     parser = Parser(prog="bench.py list", allow_abbrev=False)
+    parser.add_argument("name", nargs="*", metavar="NAME", help="these, with their settings")
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py")
-    for file in parser.read(words)["plugin"]:
+    options = parser.read(words)
+    for file in options["plugin"]:
         load_plugin(file)
+
+    from ..training import RECIPES
+
+    known = [*(name for registry in REGISTRIES for name in registry.names()), *RECIPES]
+    for name in options["name"]:
+        if name not in known:
+            raise UsageError(f"unknown name {name!r}{near_match(name, {*known})}")
+    if options["name"]:
+        print("\n\n".join(text for name in options["name"] for text in _explained(name)))
+        return OK
+    width = max(map(len, known))
     for registry in REGISTRIES:
         print(f"{registry.folder}:")
         for name in registry.names():
             plugin = registry[name]
-            print(f"  {name:<18} {_first_line(plugin)}")
+            print(f"  {name:<{width}} {_first_line(plugin)}")
             if plugin.paper:
-                print(f"  {'':<18} [{plugin.paper}]")
+                print(f"  {'':<{width}} [{plugin.paper}]")
+    print("recipes:")
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<{width}} {_in_short(recipe)}")
     return OK
+
+
+def _in_short(recipe: Recipe) -> str:
+    return (
+        f"{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"{recipe.schedule}"
+    )
+
+
+def _explained(name: str) -> list[str]:
+    """Whatever has this name: what it does, its paper, its settings."""
+    from ..training import RECIPES
+
+    found = []
+    for registry in REGISTRIES:
+        if name in registry:
+            plugin = registry[name]
+            lines = [f"{name} ({registry.kind}): {_first_line(plugin)}".rstrip(": ")]
+            lines += [f"  [{plugin.paper}]"] if plugin.paper else []
+            found.append("\n".join([*lines, *_settings(plugin, plugin())]))
+    if name in RECIPES:
+        recipe = RECIPES[name]
+        lines = [f"{name} (recipe): {_in_short(recipe)}", *_settings(type(recipe), recipe)]
+        found.append("\n".join(lines))
+    return found
+
+
+def _settings(cls: type[Any], values: Any) -> list[str]:
+    """A line each, with its type and default; then what the docstring says of them."""
+    hints = get_type_hints(cls)
+    fields = [
+        (field.name, _kind(hints[field.name]), _as_given(getattr(values, field.name)))
+        for field in dataclasses.fields(cls)
+    ]
+    widths = [max(map(len, column)) for column in zip(*fields, strict=True)]
+    lines = [
+        f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {default}" for name, kind, default in fields
+    ]
+    if text := _docstring(cls):
+        lines += ["", *(f"  {line}".rstrip() for line in text.split("\n"))]
+    return lines
+
+
+def _kind(annotation: Any) -> str:
+    """A type in few words; of a Literal, what may be given."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_kind, arguments))
+    if annotation is type(None):
+        return "none"
+    return str(annotation) if origin else annotation.__name__
+
+
+def _as_given(value: Any) -> str:
+    """As --set takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_as_given, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _docstring(cls: type[Any]) -> str:
+    """As the author wrote it: a dataclass without one writes its own."""
+    text = cls.__doc__ or ""
+    return "" if text.startswith(f"{cls.__name__}(") else inspect.cleandoc(text)
 
 
 def _first_line(plugin: type[Any]) -> str:
     """What a plug-in does: its module's first line, without the name in front."""
     module = (sys.modules[plugin.__module__].__doc__ or "").strip()
-    own = (plugin.__doc__ or "").strip()
-    if not module and own.startswith(f"{plugin.__name__}("):
-        return ""  # dataclass wrote it, not the author
-    line = " ".join((module or own).split("\n\n")[0].split())
+    line = " ".join((module or _docstring(plugin)).split("\n\n")[0].split())
     _, colon, rest = line.partition(": ")
     return rest if colon and module else line

@@ -23,6 +23,11 @@ _OPTIONS = {  # of executors: how one is written, and what it is for
 
 
 def main(words: list[str]) -> int:
+    for name in SWEPT:
+        if f"--{name.replace('_', '-')}" in (word.partition("=")[0] for word in words):
+            raise UsageError(
+                f"of a sweep, {', '.join(SWEPT[:-1])} and {SWEPT[-1]} stand in its file"
+            )
     options = _parser().read(words)
     file, dry_run = options.pop("file"), options.pop("dry_run", False)
     given = {name: options.pop(name) for name in _OPTIONS if name in options}

@@ -33,6 +33,9 @@ def main(words: list[str]) -> int:
     options = parser.read(words)
     file, cell, idle = (options.pop(name, None) for name in ("file", "cell", "no_run"))
 
+    if cell and idle:
+        raise UsageError("--cell names what is run again, and --no-run runs nothing again")
+
     from ..submission import missing, unpack
 
     sent = unpack(Path(file))
