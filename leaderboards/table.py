@@ -93,6 +93,12 @@ PUBLISHED = (
 COLUMNS = (DEFENSE, ACC, ASR, REACTIVATED, RA, DER, SECONDS, BENIGN, *OF_MEANS, *PUBLISHED)
 
 
+SPARED = (  # from a terminal that is too narrow for all, in this order
+    *("published.der", "published.acc", "published.asr", "interval", "rank", "benign_count"),
+    *("control_drop", "seconds", "worst_asr", "acc_drop", "reactivated", "n", "ra", "der"),
+)
+
+
 def columns(table: Table) -> list[Column]:
     """Those that a table has numbers for: always the narrow seven, n where rows differ in it."""
     drop, worst, between, control, rank, n = OF_MEANS
@@ -212,14 +218,25 @@ def _chosen(
     shown: Sequence[str] = (),
     top: int | None = None,
 ) -> Iterator[tuple[Board, Table]]:
-    known = {column.name for column in COLUMNS}
-    for name in shown:
-        if name not in known:
-            raise ValueError(f"no column {name!r}{near_match(name, known)}")
-    for board in boards(records):
+    found = boards(records)
+    _check(shown, {column.name for column in COLUMNS}, "no column")
+    attacks = {table.attack for board in found for table in board.tables}
+    _check(only, attacks | {name.partition(" (")[0] for name in attacks}, "no table of attack")
+    for board in found:
         for table in board.tables:
             if table.chosen(only):
                 yield board, replace(table, shown=tuple(shown), top=top)
+
+
+def _check(names: Iterable[str], known: set[str], missing: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{missing} {name!r}{near_name(name, known)}")
+
+
+def near_name(name: str, known: Iterable[str]) -> str:
+    """Of an option that takes several: ``near_match``, but for what looks like several in one."""
+    return "; names are separated by spaces" if "," in name else near_match(name, known)
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -230,13 +247,21 @@ def screen(
     only: Sequence[str] = (),
     shown: Sequence[str] = (),
     top: int | None = None,
+    width: int | None = None,
 ) -> str:
-    """All tables, for a terminal; of the attacks in ``only``, with the columns in ``shown`` and the
-    first ``top`` rows, if any. ValueError where there is no such column."""
-    return "\n\n".join(
-        "\n".join([plain(table.title), _simple(table), *map(plain, _told(table))])
-        for _, table in _chosen(records, only, shown, top)
-    )
+    """All tables, for a terminal; of the attacks in ``only``, with the columns in ``shown``, else
+    those that ``width`` characters have room for, and the first ``top`` rows, if any. ValueError
+    where there is no such attack or column."""
+    return "\n\n".join(_screen(table, width) for _, table in _chosen(records, only, shown, top))
+
+
+def summary(records: Sequence[Record], width: int | None = None) -> str:
+    """For a terminal, of each board the means over attacks; where it has none, those of attacks."""
+    found: list[Table] = []
+    for board in boards(records):
+        kinds = [[table for table in board.tables if table.kind == k] for k in ("mean", "attack")]
+        found += kinds[0] or kinds[1] or board.tables
+    return "\n\n".join(_screen(table, width) for table in found)
 
 
 def markdown(
@@ -261,6 +286,31 @@ def latex(
 
 def latex_text(tables: Iterable[Table]) -> str:
     return "\n\n".join(map(_booktabs, tables)) + "\n"
+
+
+def _screen(table: Table, width: int | None) -> str:
+    """Remarks and notes are those of the columns that are left."""
+    table, spared = (table, []) if width is None or table.shown else fitted(table, width)
+    lines = [table.title, *_simple(table).split("\n"), *_told(table)]
+    if spared:
+        lines.append(
+            f"{len(spared)} column{'s'[: len(spared) > 1]} left out for the width of this "
+            f"terminal: {', '.join(spared)}; leaderboard --columns shows them"
+        )
+    return "\n".join(map(plain, lines))
+
+
+def fitted(table: Table, width: int) -> tuple[Table, list[str]]:
+    """The table without as many of the ``SPARED`` columns as make it fit, and their names."""
+    names = [column.name for column in columns(table)]
+    spared: list[str] = []
+    for name in SPARED:
+        if max(map(len, _simple(table).split("\n"))) <= width:
+            break
+        if name in names:
+            spared.append(name)
+            table = replace(table, shown=tuple(each for each in names if each not in spared))
+    return table, spared
 
 
 def _simple(table: Table) -> str:

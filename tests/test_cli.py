@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -187,8 +188,9 @@ def test_run(attack: Bench, place: Path) -> None:
     printed = re.findall(r"^(?:Markdown|CSV|JSON|records) +(\S+)", answer.out, re.MULTILINE)
     assert len(printed) == 4
     assert all((place / path).exists() for path in printed)
-    names = re.findall(r"^ +(badnets-\S+\.json)$", answer.out, re.MULTILINE)
-    assert sorted(names) == sorted(file.name for file in (place / printed[0]).iterdir())
+    assert f"{printed[0]} ({len(quick)} files)\n" in answer.out
+    assert len(list((place / printed[0]).iterdir())) == len(quick)
+    assert ".json" not in answer.out.partition("\nJSON ")[0]
 
 
 def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> None:
@@ -196,19 +198,43 @@ def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> 
     again = bench("leaderboard", "results")
     assert (again.code, again.err) == (OK, "")
     assert again.out.strip() in run.out
-    assert bench("leaderboard", "results", "--attack", "mean").out.strip() == ""
+    refused(bench("leaderboard", "results", "--attack", "mean"), "no table of attack 'mean'; known")
     attack("--attack", "blend", "--defense", "none", "prune")
     both, own = (bench("leaderboard", "results", *more).out for more in ((), ("--over", "badnets")))
     assert own == again.out
-    assert "mean over badnets, blend" in both
+    assert ("blend, 0.1 of" in both, "blend, 0.1 of" in own) == (True, False)
     first = bench("leaderboard", "results", "--over", "badnets", "--top", "1").out
     assert "the first 1 of 2 rows" in first
     assert len(first.splitlines()) == len(again.out.splitlines())  # a row less, a note more
     refused(bench("leaderboard", "results", "--top", "0"), "--top must be at least 1, got 0")
-    refused(bench("leaderboard", "results", "--over", "badnet"), "--over badnet: no record of it")
+    refused(
+        bench("leaderboard", "results", "--over", "badnet"), "--over badnet: no .* mean 'badnets'"
+    )
+    refused(bench("leaderboard", "results", "--over", "a,b"), "names are separated by spaces")
     refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
     refused(bench("leaderboard", "results/tables"), "no record there")
     refused(bench("leaderboard", "results", "--formt", "csv"), "did you mean '--format'")
+
+
+def test_a_terminal_has_tables_that_fit_it(
+    attack: Bench, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--defense", "none", "prune")
+    piped = attack(*words).out
+    monkeypatch.setenv("COLUMNS", "60")
+    assert bench("leaderboard", "results").out.strip() in piped
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    for answer in (attack(*words), bench("leaderboard", "results")):
+        assert "left out for the width of this terminal: " in answer.out
+    assert "left out" not in bench("leaderboard", "results", "--format", "markdown").out
+
+
+def test_help_names_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["leaderboard", "--help"])
+    words = capsys.readouterr().out.split()
+    table = importlib.import_module("purebench.leaderboards.table")
+    assert {column.name for column in table.COLUMNS} - {"defense"} <= set(words)
 
 
 def test_a_second_run_is_answered_from_the_cache(attack: Bench, place: Path) -> None:

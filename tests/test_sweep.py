@@ -146,7 +146,10 @@ def test_what_is_no_sweep(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
-    sweep: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sweep: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     trained, run = [], PoisoningAttack.run
 
@@ -165,7 +168,9 @@ def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
     assert code == OK
     assert trained == ["badnets", "none", "badnets"]
     assert "[12/12] badnets / prune / seed 0: ok, ACC " in err
-    assert "(12 files)" in out
+    assert "(12 files)\ntables    python bench.py leaderboard results\n" in out
+    main(["leaderboard", "results", "--attack", "badnets"])
+    assert capsys.readouterr().out.strip() in out
     records = [read_record(file) for file in tmp_path.rglob("records/*/*.json")]
     assert {(r.cell.attack["name"], r.reactivated is None) for r in records} == {
         ("badnets", False), ("none", True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -639,6 +640,63 @@ def test_chosen_columns_only() -> None:
     ]
     with pytest.raises(ValueError, match="no column 'acd'; did you mean 'acc'"):
         table.screen(THREE, [], ["acd"])
+
+
+def test_unknown_attacks_and_names_in_one_word() -> None:
+    for render in (table.screen, table.markdown, table.latex, table.as_csv, table.as_json):
+        with pytest.raises(ValueError, match="no table of attack 'blen'; did you mean 'blend'"):
+            render(THREE, ["blend", "blen"])
+    with pytest.raises(ValueError, match="no column 'acc,asr'; names are separated by spaces"):
+        table.screen(THREE, [], ["acc,asr"])
+    with pytest.raises(ValueError, match="'blend,mean'; names are separated by spaces"):
+        table.screen(THREE, ["blend,mean"])
+
+
+def widest(text: str) -> int:
+    """Of the lines of tables, which have no commas."""
+    return max(len(line) for line in text.splitlines() if "," not in line)
+
+
+def test_a_narrow_terminal_has_the_columns_that_fit() -> None:
+    records = [*THREE, *other("badnets")]
+    whole = table.screen(records, ["mean"])
+    assert table.screen(records, ["mean"], width=1000) == whole
+    for width in (60, 80, 100):
+        text = table.screen(records, ["mean"], width=width)
+        assert widest(text) <= width < widest(whole)
+        names = re.search(
+            r"^\d+ columns? left out .* terminal: (.*); leaderboard --columns", text, re.MULTILINE
+        )
+        assert names is not None
+        left_out = names[1].split(", ")
+        (found,) = [t for board in rows.boards(records) for t in board.tables if t.kind == "mean"]
+        there = [column.name for column in table.columns(found)]
+        assert left_out == [name for name in table.SPARED if name in there][: len(left_out)]
+        assert not {"acc", "asr"} & set(left_out)
+    shown = table.screen(records, ["mean"], ["acc", "seconds", "ra", "der"], width=20)
+    assert shown == table.screen(records, ["mean"], ["acc", "seconds", "ra", "der"])
+    one = table.screen(records, ["mean"], width=widest(whole) - 1)
+    assert "1 column left out" in one
+
+
+def test_defense_acc_and_asr_are_never_spared() -> None:
+    assert {column.name for column in table.COLUMNS} - set(table.SPARED) == {
+        "defense",
+        "acc",
+        "asr",
+    }
+    heading = table.screen(THREE, width=1).splitlines()[1]
+    assert heading.split("  ")[0] == "defense"
+    assert ("ACC %" in heading, "ASR %" in heading, "RA %" in heading) == (True, True, False)
+
+
+def test_the_summary_is_the_means_or_what_there_is() -> None:
+    several = [*THREE, *other("badnets")]
+    assert table.summary(several) == table.screen(several, ["mean"])
+    with_control = [*THREE, record("none", "prune", scores(88, 0))]
+    assert table.summary(with_control) == table.screen(with_control, ["blend"])
+    control = with_control[-1:]
+    assert table.summary(control) == table.screen(control)
 
 
 def test_remarks_stand_once_below_their_table() -> None:

@@ -109,6 +109,7 @@ def test_hostile_names_stay_in_their_cell() -> None:
     assert "a\\|b \\<c>" in text
 
 
-def test_other_formats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["leaderboard", "x", "--undefended", "--format", "csv"]) == USAGE
+@pytest.mark.parametrize("words", ["--format csv", "--attack blend", "--columns acc", "--top 3"])
+def test_other_options_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leaderboard", "x", "--undefended", *words.split()]) == USAGE
     assert "--undefended" in capsys.readouterr().err

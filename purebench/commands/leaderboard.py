@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..settings import convert
-from . import OK
+from . import OK, _terminal
 from ._options import Parser
 
 if TYPE_CHECKING:
     from ..record import Record
+
+COLUMNS = (  # a table's, by which --columns names them
+    "acc asr reactivated ra der seconds benign_count acc_drop worst_asr interval control_drop rank "
+    "n published.acc published.asr published.der"
+)
 
 
 def main(words: list[str]) -> int:
@@ -23,7 +28,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
     parser.add_argument("--over", nargs="+", default=[], help="of these attacks alone, and means")
-    parser.add_argument("--columns", nargs="+", default=[], help="these only, e.g. acc asr der")
+    parser.add_argument("--columns", nargs="+", default=[], help=f"these only, of {COLUMNS}")
     parser.add_argument("--top", metavar="N", help="the first rows of each table only")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
     parser.add_argument("--page", metavar="FILE.html", help="write all boards as a page")
@@ -40,6 +45,9 @@ def main(words: list[str]) -> int:
         raise UsageError(f"--top must be at least 1, got {top}")
     if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
         raise UsageError("--undefended is for --format screen and markdown")
+    for name in ("attack", "columns", "top"):
+        if options["undefended"] and options[name]:
+            raise UsageError(f"--{name} is nothing to --undefended")
 
     from ..record import read_records
 
@@ -56,8 +64,9 @@ def main(words: list[str]) -> int:
         elif kind in renders:
             print(renders[kind](records, options["attack"]).rstrip("\n"))
         elif kind:
-            text = getattr(table, kind)(records, options["attack"], options["columns"], top)
-            print(text.rstrip("\n"))
+            chosen = (records, options["attack"], options["columns"], top)
+            room = {"width": _terminal.width()} if kind == "screen" else {}
+            print(getattr(table, kind)(*chosen, **room).rstrip("\n"))
         if options["page"]:
             page = import_module("purebench.leaderboards.page")
             page.write(records, folders, Path(options["page"]), options["triggers"])
@@ -66,7 +75,9 @@ def main(words: list[str]) -> int:
             figures = import_module("purebench.leaderboards.figures")
             for path in figures.draw(records, Path(options["figures"])):
                 print(f"figure    {path}", file=sys.stderr)
-    except ValueError as error:  # records of two protocols, a gallery without pictures
+    except (
+        ValueError
+    ) as error:  # records of two protocols, no such table, a gallery without pictures
         raise UsageError(str(error)) from error
     return OK
 
@@ -74,9 +85,9 @@ def main(words: list[str]) -> int:
 def _of(records: list[Record], attacks: list[str]) -> list[Record]:
     """Those of the attacks, if any are named, and of the clean control."""
     known = {record.cell.attack["name"] for record in records}
+    table = import_module("purebench.leaderboards.table")
     if unknown := [name for name in attacks if name not in known]:
-        raise UsageError(
-            f"--over {unknown[0]}: no record of it; there are {', '.join(sorted(known))}"
-        )
+        hint = table.near_name(unknown[0], known)
+        raise UsageError(f"--over {unknown[0]}: no record of it{hint}")
     wanted = {*attacks, "none"} if attacks else known
     return [record for record in records if record.cell.attack["name"] in wanted]

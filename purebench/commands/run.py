@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..config import RunConfig, config_fields
 from ..storage import write_atomic
-from . import OK, _failures, purposes
+from . import OK, _failures, _terminal, purposes
 from ._options import Parser, add_options, run_config
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ def _tell(records: list[Record], paths: list[Path], output: Path) -> None:
     cells = [record.cell for record in records]
     attacks = "+".join(dict.fromkeys(cell.attack["name"] for cell in cells))
     stem = f"{cells[0].dataset['name']}-{cells[0].model['name']}-{attacks}"[:120]
-    print(f"\n{table.screen(records)}\n")
+    print(f"\n{table.screen(records, width=_terminal.width())}\n")
     print(f"records   {paths[0].parent}{os.sep} ({len(paths)} files)")
-    for path in paths:
-        print(f"            {path.name}")
     for kind, render, ending in (
         ("Markdown", table.markdown, "md"),
         ("CSV", table.as_csv, "csv"),

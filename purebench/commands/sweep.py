@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+from importlib import import_module
 from typing import Any
 
 from ..config import SWEPT, config_fields, parse_set, read_sweep
 from ..errors import UsageError
 from ..executors import EXECUTORS, SPLITTING, make_executor
 from ..settings import convert
-from . import OK, _failures
+from . import OK, _failures, _terminal
 from ._options import Parser, add_options
 
 _OPTIONS = {  # of executors: how one is written, and what it is for
@@ -65,7 +67,11 @@ def main(words: list[str]) -> int:
         return OK
     with deferred():
         records = sweep.run(executor, progress)
-    print(f"records   {sweep.plans[0].output / 'records'}{os.sep} ({len(records)} files)")
+    output = sweep.plans[0].output
+    table = import_module("purebench.leaderboards.table")
+    print(f"\n{table.summary(records, _terminal.width())}\n")
+    print(f"records   {output / 'records'}{os.sep} ({len(records)} files)")
+    print(f"tables    python bench.py leaderboard {shlex.quote(str(output))}")
     return _failures.tell(records)
 
 
