@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from .config import RunConfig
 from .errors import UsageError
-from .forecast import Forecast, Past, Work
+from .forecast import Forecast, Past, Step, Work
 from .progress import Progress
 from .record import Cell, Record, Unreadable, read_record
 from .runner import Plan, Victim, crashed, execute, is_done, prepare, record_path
@@ -178,8 +178,8 @@ class Sweep:
             if cells:
                 victim = self.victim(task.records[0])
                 trains = victim.plan.config.force or not victim.trained
-                defenses = tuple(cell.defense["name"] for cell in cells)
-                works.append(Work(task.attack, cells[0].model["name"], trains, defenses))
+                defenses = tuple(Step.of("defense", vars(cell)) for cell in cells)
+                works.append(Work(Step.of("attack", vars(cells[0])), trains, defenses))
         forecast = Forecast.of(works, Past.of(self.plans[0].output), jobs, split)
         count = len(self.cells)
         return (

@@ -161,9 +161,11 @@ def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
     lists = "benign_fraction: [0.1, 0.2]\npoison_rate: [0.1, 0.3]\n"
     code, out, _ = sweep(lists, "--dry-run")
     assert code == OK
-    assert "3 victims, 12 cells: 0 done, 12 left\n3 trainings; about 0 s" in out
-    assert "not counted, for want of records: badnets (small_cnn), none (small_cnn)" in out
-    assert not list(tmp_path.rglob("*.json"))
+    assert (
+        "3 victims, 12 cells: 0 done, 12 left\n3 trainings; training and defending: unknown, for"
+        in out
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
     code, out, err = sweep(lists)
     assert code == OK
     assert trained == ["badnets", "none", "badnets"]
@@ -176,10 +178,10 @@ def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
         ("badnets", False), ("none", True),
     }  # fmt: skip
     code, out, err = sweep(lists)
-    assert "12 done, 0 left\n0 trainings; about 0 s" in out
+    assert "12 done, 0 left\n0 trainings; training and defending: about 0 s" in out
     assert (code, err, len(trained)) == (OK, "", 3)
     code, out, err = sweep(lists, "--dry-run", "--force")
-    assert "0 done, 12 left\n3 trainings; about " in out
+    assert "0 done, 12 left\n3 trainings; training and defending: about " in out
     assert "not counted" not in out
     code, out, _ = sweep(lists, "--force")
     assert (code, trained[3:]) == (OK, trained[:3])
@@ -200,6 +202,17 @@ def test_what_cannot_be_run_is_told_before_training(
     code, _, err = sweep("", "--jobs", "0")
     assert (code, "--jobs must be at least 1, got 0" in err) == (USAGE, True)
     assert not list(tmp_path.rglob("card.json"))
+
+
+@pytest.mark.parametrize("words", ["--executor slurm", "--slurm a=b", "--executor ray --timeout 3"])
+def test_a_dry_run_refuses_what_the_sweep_would(
+    sweep: Callable[..., tuple[int, str, str]], words: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray" if "ray" in words else "submitit")
+    real, dry = sweep("", *words.split()), sweep("", *words.split(), "--dry-run")
+    assert dry == real
+    assert real[:2] == (USAGE, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
 
 
 @pytest.mark.parametrize("words", ["--model lenet", "--poison-rate=0.1", "--benign-fraction 0.1"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..config import SWEPT, config_fields, parse_set, read_sweep
@@ -60,14 +62,19 @@ def main(words: list[str]) -> int:
     from ..sweep import Sweep
 
     progress = Progress(configs[0].quiet)
-    executor = None if dry_run else make_executor(name, **given)
+    executor = make_executor(name, **given)
+    output = Path(configs[0].output)
+    places = (*(output / part for part in ("models", "records", "tables")), output, *output.parents)
+    absent = [place for place in places if not place.exists()]
     sweep = Sweep.of(configs, progress.without_bars())
     print(sweep.describe(jobs, name in SPLITTING))
-    if executor is None:
+    if dry_run:
+        for place in absent:  # made to see that it can be
+            with suppress(OSError):
+                place.rmdir()
         return OK
     with deferred():
         records = sweep.run(executor, progress)
-    output = sweep.plans[0].output
     table = import_module("purebench.leaderboards.table")
     print(f"\n{table.summary(records, _terminal.width())}\n")
     print(f"records   {output / 'records'}{os.sep} ({len(records)} files)")

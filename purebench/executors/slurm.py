@@ -33,6 +33,10 @@ class Slurm:
     jobs: int | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.slurm.get("time", "").isdecimal():
+            raise UsageError("executor slurm needs --slurm time=MINUTES, of one job at most")
+
     def run(self, sweep: Sweep, tell: Tell, progress: Progress) -> None:
         queue = self._queue(sweep)
         jobs: dict[Any, Task] = {}
@@ -58,8 +62,6 @@ class Slurm:
 
     def _queue(self, sweep: Sweep) -> Any:
         given = {key: int(text) if text.isdigit() else text for key, text in self.slurm.items()}
-        if not isinstance(given.get("time"), int):
-            raise UsageError("executor slurm needs --slurm time=MINUTES, of one job at most")
         if self.jobs is not None:
             given["array_parallelism"] = self.jobs
         options = {"job_name": "purebench", "cpus_per_task": sweep.plans[0].config.threads, **given}
