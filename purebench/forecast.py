@@ -161,7 +161,9 @@ class Forecast:
         time = _told(time, len(self.unknown), self.known)
         size = _told(_size(self.written_bytes), self.unsized, self.sized)
         text = f"{self.trainings} trainings; training and defending: {time}; to write: {size}"
-        return text + (self._lacking() if self.known and self.unknown else "")
+        told = [self._lacking()] if self.known and self.unknown else []
+        told += [f"the size of {self.unsized} files"] if self.sized and self.unsized else []
+        return text + (f"\nnot counted, for want of records: {'; '.join(told)}" if told else "")
 
     def _lacking(self) -> str:
         """How much is not counted, and of what."""
@@ -171,8 +173,8 @@ class Forecast:
             of[step.where].add(step.name)
         names = [f"{', '.join(sorted(of[where]))} ({where})" for where in sorted(of)]
         return (
-            f"\nnot counted, for want of records: {count} of {self.trainings} trainings, the "
-            f"defenses of {len(self.unknown) - count} cells: {'; '.join(names)}"
+            f"{count} of {self.trainings} trainings, the defenses of {len(self.unknown) - count} "
+            f"cells: {'; '.join(names)}"
         )
 
 

@@ -75,7 +75,7 @@ def test_what_is_not_known_is_counted_and_named() -> None:
     assert str(found) == (
         "2 trainings; training and defending: at least 1 s; to write: at least 3 MB\n"
         "not counted, for want of records: 2 of 2 trainings, the defenses of 2 cells: "
-        "blend, none (mnist, lenet); clp, wanet (mnist, small_cnn)"
+        "blend, none (mnist, lenet); clp, wanet (mnist, small_cnn); the size of 1 files"
     )
 
 

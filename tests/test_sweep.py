@@ -188,6 +188,14 @@ def test_one_training_serves_benign_fractions_and_the_control_is_run_once(
     assert "(12 files)" in out
 
 
+def test_a_dry_run_counts_with_any_number_of_workers(
+    sweep: Callable[..., tuple[int, str, str]],
+) -> None:
+    pytest.importorskip("ray")
+    code, out, _ = sweep("", "--dry-run", "--executor", "ray", "--jobs", "8")
+    assert (code, "2 victims" in out) == (OK, True)
+
+
 def test_what_cannot_be_run_is_told_before_training(
     sweep: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -48,8 +48,9 @@ def main(words: list[str]) -> int:
         given["slurm"] = dict(_pair(text) for text in given["slurm"])
     jobs = given.get("jobs", 1)
     name = options.pop("executor", None)
-    if name is None:
+    if name is None or dry_run:  # a forecast is for as many as one likes, whatever the executor
         given.pop("jobs", None)
+    if name is None:
         name = "serial"
         if jobs > 1 or "timeout" in given:
             name, given["jobs"] = "pool", jobs
