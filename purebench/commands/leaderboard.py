@@ -75,9 +75,7 @@ def main(words: list[str]) -> int:
             figures = import_module("purebench.leaderboards.figures")
             for path in figures.draw(records, Path(options["figures"])):
                 print(f"figure    {path}", file=sys.stderr)
-    except (
-        ValueError
-    ) as error:  # records of two protocols, no such table, a gallery without pictures
+    except ValueError as error:  # two protocols, no such table, a gallery without pictures
         raise UsageError(str(error)) from error
     return OK
 
