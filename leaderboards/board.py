@@ -8,56 +8,74 @@ does the list of all boards, in the ``README.md`` above them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tabulate import tabulate
 
-from purebench.record import Record, read_record, read_records
-from purebench.storage import write_atomic
+from purebench.errors import UsageError
+from purebench.record import Record, in_order, read_files
+from purebench.storage import need_writable, write_atomic
 
 from . import page, table, undefended
 from .rows import CONTROL, UNDEFENDED
 
 TRIGGERS = "triggers"
+NONE: Mapping[Path, Record] = MappingProxyType({})
 
 
-def add(folder: Path, records: Iterable[Record]) -> int:
-    """Write records to a board. One of the same cell gives way, but for one of our own to what
-    somebody else reports. How many were written."""
-    count = 0
+def placed(folder: Path, records: Iterable[Record]) -> dict[Path, Record]:
+    """The board's file for each record. One of the same cell gives way, but for one of our own to
+    what somebody else reports: that is left out."""
+    held = read_files(folder)
+    found: dict[Path, Record] = {}
     for record in records:
         cell = record.cell
         words = cell.dataset["name"], cell.model["name"], cell.attack["name"], cell.defense["name"]
         name = re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(map(str, words)))[:100]
         fingerprint = re.sub(r"[^0-9a-f]", "", record.fingerprint)[:64]
         path = folder / "records" / f"{name}-s{cell.seed}-{fingerprint}.json"
-        if record.provenance and path.is_file() and not read_record(path).provenance:
+        there = found.get(path, held.get(path))
+        if record.provenance and there is not None and not there.provenance:
             continue
+        found[path] = record
+    return found
+
+
+def add(folder: Path, records: Iterable[Record]) -> int:
+    """Write records to a board, where ``placed`` says. How many were written."""
+    found = placed(folder, records)
+    for path, record in found.items():
         record.write(path)
-        count += 1
-    return count
+    return len(found)
 
 
-def render(folder: Path) -> dict[Path, bytes]:
+def render(folder: Path, more: Mapping[Path, Record] = NONE) -> dict[Path, bytes]:
     """What belongs into the board's README.md and index.html; equal records, equal bytes.
 
+    more: records to come, by the files that they go to.
     ImportError: Jinja2 is not installed; ``page.REMEDY`` installs it.
     """
-    records = read_records([folder])
+    files = {**read_files(folder), **more}
+    if not files:
+        raise UsageError(f"{folder}: no record there; give folders of records to copy")
+    records = in_order(files.values())
     readme, html = folder / "README.md", folder / "index.html"
     gallery = page.pictures(folder / TRIGGERS) if (folder / TRIGGERS).is_dir() else ()
     return {
         readme: _readme(folder, records).encode(),
-        html: page.render(records, page.links([folder], html), gallery).encode(),
+        html: page.render(records, page.links(sorted(files), html), gallery).encode(),
     }
 
 
-def index(boards: Path) -> bytes:
-    """The list of the boards in a folder, as Markdown."""
+def index(boards: Path, more: Mapping[Path, Record] = NONE) -> bytes:
+    """The list of the boards in a folder, as Markdown. ``more`` as in ``render``."""
     lines = []
-    for folder in sorted(path.parent for path in boards.glob("*/records")):
-        records = read_records([folder])
+    places = {*boards.glob("*/records"), *(path.parent for path in more)}
+    for folder in sorted(place.parent for place in places):
+        own = {path: record for path, record in more.items() if folder in path.parents}
+        records = in_order({**read_files(folder), **own}.values())
         cells = [record.cell for record in records]
         shares = sorted({cell.benign_fraction for cell in cells})
         title = _opening(folder).partition("\n")[0].lstrip("# ")
@@ -87,9 +105,15 @@ def _seconds(records: Sequence[Record]) -> float:
     return float(sum(trainings.values()) + sum(defenses))
 
 
-def write(folder: Path) -> list[Path]:
-    """Write what ``render`` gives, and the list above it anew; where that is."""
-    files = {**render(folder), folder.parent / "README.md": index(folder.parent)}
+def write(folder: Path, more: Mapping[Path, Record] = NONE) -> list[Path]:
+    """Write ``more``, what ``render`` gives, and the list above it anew; where these two are.
+
+    Nothing is written before all is rendered.
+    """
+    files = {**render(folder, more), folder.parent / "README.md": index(folder.parent, more)}
+    need_writable(folder)
+    for path, record in more.items():
+        record.write(path)
     for path, content in files.items():
         write_atomic(path, content)
     return list(files)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from purebench.errors import UsageError
-from purebench.record import Record
+from purebench.record import Record, record_files
 from purebench.storage import need_writable, sha256, write_atomic
 
 from . import plot
@@ -129,17 +129,15 @@ class Picture:
     source: str
 
 
-def links(folders: Iterable[Path], page: Path) -> dict[str, str]:
+def links(files: Iterable[Path], page: Path) -> dict[str, str]:
     """Fingerprint of a record -> its address, relative to the page.
 
     Of files that are named as runs and boards name them: "...-sSEED-FINGERPRINT.json".
     """
     found: dict[str, str] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
-            if "records" in path.parts:
-                relative = os.path.relpath(path.resolve(), page.resolve().parent)
-                found.setdefault(path.stem.rpartition("-")[2], quote(Path(relative).as_posix()))
+    for path in files:
+        relative = os.path.relpath(path.resolve(), page.resolve().parent)
+        found.setdefault(path.stem.rpartition("-")[2], quote(Path(relative).as_posix()))
     return found
 
 
@@ -167,9 +165,10 @@ def write(
     triggers: folder of PNG files for the gallery.
     """
     need_writable(file.parent)
+    files = [path for folder in folders for path in record_files(folder)]
     gallery = pictures(Path(triggers)) if triggers else ()
     try:
-        text = render(records, links(folders, file), gallery)
+        text = render(records, links(files, file), gallery)
     except ImportError as error:
         raise UsageError(f"a page needs Jinja2: {REMEDY}") from error
     write_atomic(file, text.encode())

@@ -95,7 +95,9 @@ def _line(attack: str, records: Sequence[Record]) -> list[str]:
         values = [record.stealth[name] for record in records if record.stealth]
         return f"{statistics.fmean(values):.{digits}f}" if values else "–"
 
-    seconds = [record.cost["training_seconds"] for record in records if record.cost]
+    seconds = [
+        record.cost["training_seconds"] for record in records if "training_seconds" in record.cost
+    ]
     return [
         attack,
         "–" if control else rate,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from .errors import UsageError
 from .scores import Scores, checked_stealth
@@ -16,6 +19,7 @@ from .storage import write_atomic
 
 SCHEMA = 1
 PROTOCOL = "pb-1"
+LARGEST = 2**63 - 1  # of a count, and of a seed
 
 Status = Literal["ok", "failed", "diverged", "skipped"]
 Provenance = Literal["", "self-reported", "verified", "flagged"]
@@ -113,90 +117,196 @@ def read_record(path: Path) -> Record:
 
 
 def parse_record(text: bytes, path: Path | str) -> Record:
-    """The record in a file's content. Raises Unreadable, which names ``path``."""
+    """The record in a file's content. Raises Unreadable, which names ``path`` and the field."""
     try:
-        content = json.loads(text.decode("utf-8"), parse_constant=_no_number)
-        if content["schema"] != SCHEMA:
-            raise Unreadable(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
-        if content["status"] not in get_args(Status):
-            raise Unreadable(f"{path}: unknown status {content['status']!r}")
-        if content.get("provenance", "") not in get_args(Provenance):
-            raise Unreadable(f"{path}: unknown provenance {content['provenance']!r}")
-        content["cell"] = _cell(content["cell"])
-        for key in ("before", "after"):
-            if content[key] is not None:
-                content[key] = _scores(content[key])
-        if content.get("reactivated") is not None:
-            content["reactivated"] = _scores(content["reactivated"])
-        if content.get("stealth", {}) != {}:
-            checked_stealth(content["stealth"])
-        record = Record(**content)
-        for part, names in record.changed.items():
-            if not set(names) <= set(getattr(record.cell, part)["settings"]):
-                raise ValueError(f"changed names what is no setting of {part}: {names}")
-        scored = None not in (record.before, record.after, record.cost.get("seconds"))
-        if record.status == "ok" and not scored:
-            raise ValueError("status 'ok' without scores or seconds")
-        return record
+        content = json.loads(text.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        if b"\\ud" in text.lower():  # half of a pair, which nobody could write again
+            json.dumps(content, ensure_ascii=False).encode()
+        if not isinstance(content, dict):
+            raise ValueError(f"must be an object, got {_short(content)}")
+        if "schema" not in content:
+            raise ValueError("schema is missing")
+        if type(content["schema"]) is not int or content["schema"] != SCHEMA:
+            raise Unreadable(f"{path}: schema {_short(content['schema'])}, expected {SCHEMA}")
+        return _record(content)
     except Unreadable:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Unreadable(f"{path}: not a record: {type(error).__name__}: {error}") from error
+    except UnicodeError as error:
+        raise Unreadable(f"{path}: not a record: no UTF-8 text") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise Unreadable(f"{path}: not a record: {error}") from error
+    except RecursionError as error:
+        raise Unreadable(f"{path}: not a record: nested too deeply") from error
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The records below a folder, sorted. UsageError where a folder cannot be looked into."""
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    found = [
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=stop)
+        if "records" in Path(place).parts
+        for name in names
+        if name.endswith(".json")
+    ]
+    return sorted(found)
+
+
+def read_files(folder: Path) -> dict[Path, Record]:
+    """The records below a folder, by their files. UsageError where one cannot be read."""
+    try:
+        return {path: read_record(path) for path in record_files(folder)}
+    except Unreadable as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
-    """Every record below the folders, in the order of dataset, model, attack, defense and seed.
+    """Every record below the folders, ``in_order``.
 
     Raises UsageError where a folder is not there, holds none, or a file is not a record.
     """
-    found = []
+    found: list[Record] = []
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # unlike Path.is_dir, False where it cannot be looked at
             raise UsageError(f"{folder}: no such folder")
-        paths = sorted(folder.rglob("*.json"))
-        records = [path for path in paths if "records" in path.parts]
+        records = read_files(folder)
         if not records:
             raise UsageError(f"{folder}: no record there; records lie in folders named 'records'")
-        try:
-            found += [read_record(path) for path in records]
-        except Unreadable as error:
-            raise UsageError(str(error)) from error
-    return sorted(found, key=lambda record: canonical(dataclasses.asdict(record.cell)))
+        found += records.values()
+    return in_order(found)
 
 
-def _no_number(text: str) -> float:
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By dataset, model, attack, defense and seed."""
+    return sorted(records, key=lambda record: canonical(dataclasses.asdict(record.cell)))
+
+
+def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _cell(content: dict[str, Any]) -> Cell:
-    cell = Cell(**content)
-    for kind, names in (
-        (int, ("seed", "target")),
-        (bool, ("clean_label", "all_to_all")),
-        (str, ("benign_source",)),
-    ):
-        for name in names:
-            if type(getattr(cell, name)) is not kind:
-                raise ValueError(f"cell.{name} must be {kind.__name__}, got {content[name]!r}")
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _record(content: dict[str, Any]) -> Record:
+    _check_fields(content, Record, "", ("before", "after"))
+    for name, allowed in (("status", get_args(Status)), ("provenance", get_args(Provenance))):
+        if content.get(name, "") not in allowed:
+            raise ValueError(f"unknown {name} {_short(content[name])}")
+    for name in ("fingerprint", "victim", "protocol"):
+        _check(name, content.get(name, ""), str)
+    if content.get("error") is not None:
+        _check("error", content["error"], str)
+    for name in ("changed", "notes", "victim_notes", "stealth", "cost", "machine"):
+        _check(name, content.get(name, {}), dict)
+    _check_count("benign_count", content.get("benign_count", 0))
+    _check_cost(content.get("cost", {}))
+    if content.get("stealth", {}) != {}:
+        checked_stealth(content["stealth"])
+    cell = _cell(content["cell"])
+    _check_changed(content.get("changed", {}), cell)
+    scores = {
+        name: None if content.get(name) is None else _scores(content[name], name)
+        for name in ("before", "after", "reactivated")
+    }
+    record = Record(**{**content, **scores, "cell": cell})
+    if record.status == "ok" and None in (record.before, record.after):
+        raise ValueError("status 'ok' without scores")
+    if record.status == "ok" and "seconds" not in record.cost:
+        raise ValueError("cost.seconds is missing")
+    return record
+
+
+_KINDS = {str: "text", dict: "an object", bool: "true or false", list: "a list"}
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {_KINDS[kind]}, got {_short(value)}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} must be a whole number of 0 or more, got {_short(value)}")
+
+
+def _check_fields(content: Any, cls: type, name: str, more: Sequence[str] = ()) -> None:
+    """That ``content`` is an object with the fields of ``cls``; those without a default, and
+    ``more``, have to be there."""
+    _check(name, content, dict)
+    prefix = f"{name}." if name else ""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in content:
+        if key not in fields:
+            raise ValueError(f"{prefix}{key} is unknown")
+    for key, item in fields.items():
+        bare = item.default is item.default_factory is dataclasses.MISSING
+        if (bare or key in more) and key not in content:
+            raise ValueError(f"{prefix}{key} is missing")
+
+
+def _check_cost(cost: dict[str, Any]) -> None:
+    timings = cost.get("timings", {})
+    _check("cost.timings", timings, dict)
+    own = {name: value for name, value in cost.items() if name != "timings"}
+    for name, value in (*own.items(), *((f"timings.{key}", timings[key]) for key in timings)):
+        if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+            raise ValueError(f"cost.{name} must be a number of 0 or more, got {_short(value)}")
+
+
+def _check_changed(changed: dict[str, Any], cell: Cell) -> None:
+    for part, names in changed.items():
+        if part not in _PARTS:
+            raise ValueError(f"changed.{part} is unknown")
+        _check(f"changed.{part}", names, list)
+        if any(name not in getattr(cell, part)["settings"] for name in names):
+            raise ValueError(f"changed names what is no setting of {part}: {_short(names)}")
+
+
+_PARTS = ("dataset", "model", "attack", "defense", "recipe")
+
+
+def _cell(content: Any) -> Cell:
+    _check_fields(content, Cell, "cell")
+    for name in ("seed", "target"):
+        _check_count(f"cell.{name}", content[name])
+    for name in ("clean_label", "all_to_all"):
+        _check(f"cell.{name}", content[name], bool)
+    _check("cell.benign_source", content["benign_source"], str)
     for name in ("poison_rate", "benign_fraction"):
         value = content[name]
         if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise ValueError(f"cell.{name} must be a share, got {value!r}")
-    for name in ("dataset", "model", "attack", "defense", "recipe"):
+            raise ValueError(f"cell.{name} must be a share, got {_short(value)}")
+    for name in _PARTS:
         part = content[name]
-        if not isinstance(part["name"], str) or not isinstance(part["settings"], dict):
-            raise ValueError(f"cell.{name} must have a name and settings, got {part!r}")
-    return cell
+        _check(f"cell.{name}", part, dict)
+        for key, kind in (("name", str), ("settings", dict)):
+            if key not in part:
+                raise ValueError(f"cell.{name}.{key} is missing")
+            _check(f"cell.{name}.{key}", part[key], kind)
+    return Cell(**content)
 
 
-def _scores(content: dict[str, Any]) -> Scores:
-    if any(type(value) is not int or value < 0 for value in content.values()):
-        raise ValueError(f"counts must be whole numbers, got {content}")
+def _scores(content: Any, name: str) -> Scores:
+    _check_fields(content, Scores, name)
+    for key, value in content.items():
+        _check_count(f"{name}.{key}", value)
     scores = Scores(**content)
     clean = max(scores.clean_correct, scores.most_predicted_count)
     if clean > scores.clean_count or scores.clean_count == 0:
-        raise ValueError(f"clean counts do not fit: {content}")
+        raise ValueError(f"{name}: clean counts do not fit: {content}")
     triggered = scores.triggered_as_target + scores.triggered_as_true
     if triggered > scores.triggered_count or scores.triggered_count == 0:
-        raise ValueError(f"triggered counts do not fit: {content}")
+        raise ValueError(f"{name}: triggered counts do not fit: {content}")
     return scores

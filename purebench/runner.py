@@ -498,6 +498,8 @@ def _found(path: Path, cell: Cell, progress: Progress) -> Record | None:
             raise Unreadable(f"{path}: its cell is not the one that it is named for")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except Unreadable as reason:
         progress.say(f"{reason}: kept as {set_aside(path).name}, run again")
         return None

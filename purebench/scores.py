@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,6 @@ def checked_stealth(content: Any) -> dict[str, float]:
         low, high = _RANGES[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"stealth {name} must be a number, got {value!r}")
-        if not low <= value <= high or math.isinf(value):
+        if not low <= value <= high or value > sys.float_info.max:
             raise ValueError(f"stealth {name} must be finite and {low} to {high}, got {value}")
     return content

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from purebench import DATASETS, LoadContext, PoisoningAttack, UsageError
 from purebench import artifact as artifacts
 from purebench.artifact import CARD, TENSORS, Damaged
-from purebench.cli import OK, main
+from purebench.cli import OK, USAGE, main
 from purebench.settings import build
 from purebench.storage import sha256
 
@@ -156,6 +156,38 @@ def test_a_truncated_record_is_not_done(copied: Path, done: Path) -> None:
         assert f"kept as {path.name}.damaged-{number}" in "".join(told.said)
         assert path.with_name(f"{path.name}.damaged-{number}").read_bytes() == content[:cut]
         assert results(copied) == results(done)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"cost": {"seconds": "1"}}, "cost.seconds"),
+        ({"fingerprint": 3}, "fingerprint"),
+        ({"benign_count": None}, "benign_count"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_record_with_a_field_of_a_wrong_type_is_not_done(
+    copied: Path, done: Path, change: dict[str, Any], field: str
+) -> None:
+    path = next(copied.rglob("records/*/badnets-none-*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    told = Told()
+    run(copied, told)
+    (line,) = (line for line in told.said if "kept as" in line)
+    assert f"not a record: {field} must be" in line
+    assert results(copied) == results(done)
+
+
+def test_a_record_that_cannot_be_read_ends_a_run(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(copied.rglob("records/*/badnets-none-*.json"))
+    path.unlink()
+    path.symlink_to(path)  # a loop, which nobody can open
+    words = ["--attack", "badnets", "--defense", "none", "prune", "--quiet"]
+    assert main([*WORDS, *words, "--output", str(copied)]) == USAGE
+    assert capsys.readouterr().err.startswith(f"error: cannot read {path}: ")
 
 
 # --- hostility ----------------------------------------------------------------------------------

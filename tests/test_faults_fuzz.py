@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -24,6 +25,9 @@ from purebench.runner import Victim
 from purebench.settings import build, convert
 
 from .faults import run, victim
+
+table: Any = import_module("purebench.leaderboards.table")
+undefended: Any = import_module("purebench.leaderboards.undefended")
 
 SHORT, LONG = 60, 2_000
 EFFORTS = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
@@ -130,8 +134,12 @@ def test_records(examples: int, done: Path) -> None:
 
     @fuzz(examples, record=changed(whole))
     def check(record: Any) -> None:
+        """What is read can be shown and written."""
         with suppress(Unreadable):
-            parse_record(json.dumps(record).encode(), "record.json")
+            found = parse_record(json.dumps(record).encode(), "record.json")
+            for render in (table.markdown, table.as_csv, table.as_json, undefended.markdown):
+                render([found]).encode()
+            found.write(done / "again.json")
 
     @fuzz(examples, content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
     def check_bytes(content: bytes) -> None:

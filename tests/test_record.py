@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from purebench.record import PROTOCOL, Cell, Record, Unreadable, read_record
+from purebench import UsageError
+from purebench.record import (
+    PROTOCOL,
+    Cell,
+    Record,
+    Unreadable,
+    parse_record,
+    read_record,
+    read_records,
+)
 from purebench.scores import Scores
 
 CELL = Cell(
@@ -178,16 +189,103 @@ def test_records_older_than_a_field(tmp_path: Path) -> None:
     assert read_record(path) == replace(RECORD, stealth={}, reactivated=None, changed={})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cost": {"seconds": "1"}}, "cost.seconds must be a number of 0 or more, got '1'"),
+        ({"cost": {"seconds": 10**400}}, "cost.seconds must be a number of 0 or more, got 1000"),
+        ({"cost": {"seconds": 1, "training_seconds": None}}, "cost.training_seconds must be"),
+        ({"cost": {"seconds": 1, "peak_memory_bytes": -1}}, "cost.peak_memory_bytes must be"),
+        ({"cost": {"seconds": 1, "timings": []}}, "cost.timings must be an object, got []"),
+        ({"cost": {"seconds": 1, "timings": {"fit": True}}}, "cost.timings.fit must be a number"),
+        ({"cost": {}}, "cost.seconds is missing"),
+        ({"fingerprint": 7}, "fingerprint must be text, got 7"),
+        ({"victim": None}, "victim must be text, got None"),
+        ({"protocol": ["pb-1"]}, "protocol must be text, got ['pb-1']"),
+        ({"error": 3}, "error must be text, got 3"),
+        ({"benign_count": "50"}, "benign_count must be a whole number of 0 or more, got '50'"),
+        ({"benign_count": -1}, "benign_count must be a whole number"),
+        ({"benign_count": True}, "benign_count must be a whole number"),
+        (
+            {"before": {**vars(SCORES), "clean_count": 10**400}},
+            "before.clean_count must be a whole",
+        ),
+        ({"after": {**vars(SCORES), "nonfinite_count": 1.5}}, "after.nonfinite_count must be a"),
+        ({"reactivated": {}}, "reactivated.clean_correct is missing"),
+        ({"stealth": {**RECORD.stealth, "psnr": "high"}}, "stealth psnr must be a number"),
+        ({"stealth": {**RECORD.stealth, "l2": 10**400}}, "stealth l2 must be finite"),
+        ({"notes": []}, "notes must be an object, got []"),
+        ({"victim_notes": 1}, "victim_notes must be an object, got 1"),
+        ({"notes": {"half": "\ud800"}}, "no UTF-8 text"),
+        ({"machine": "fast"}, "machine must be an object, got 'fast'"),
+        ({"changed": {"model": "width"}}, "changed.model must be a list, got 'width'"),
+        ({"cell": []}, "cell must be an object, got []"),
+        ({"cell": {**content()["cell"], "seed": 10**400}}, "cell.seed must be a whole number"),
+        ({"cell": {**content()["cell"], "target": -1}}, "cell.target must be a whole number"),
+        (
+            {"cell": {**content()["cell"], "attack": {"name": "x"}}},
+            "cell.attack.settings is missing",
+        ),
+        ({"invented": 1}, "invented is unknown"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_field_of_a_wrong_type_is_named(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    assert message in refused({**content(), **change}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{}", "schema is missing"),
+        (b"[]", "must be an object, got []"),
+        (b'{"schema": 1, "x": 1e999}', "1e999 is no number of JSON"),
+        (b"[" * 10**5, "nested too deeply"),
+    ],
+    ids=["empty", "list", "infinite", "deep"],
+)
+def test_what_is_wrong_with_the_whole(text: bytes, message: str) -> None:
+    with pytest.raises(Unreadable) as refusal:
+        parse_record(text, "record.json")
+    assert str(refusal.value) == f"record.json: not a record: {message}"
+
+
+def test_what_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and not a table of what is left."""
+    RECORD.write(tmp_path / "records" / "a.json")
+    place = tmp_path / "records" / "b.json"
+    place.symlink_to(place)  # a loop, which nobody can open
+    with pytest.raises(UsageError, match=r"^cannot read .*b\.json: Too many levels"):
+        read_records([tmp_path])
+    place.unlink()
+    closed = tmp_path / "records" / "closed"
+    closed.mkdir()
+    original = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=r"^cannot read .*closed: Permission denied$"):
+        read_records([tmp_path])
+
+
 @pytest.mark.parametrize("whole", [None, 1, "ok", [], [1], {}])
 def test_what_is_no_mapping_of_a_record(whole: Any, tmp_path: Path) -> None:
     refused(whole, tmp_path)
 
 
-def refused(record: Any, folder: Path) -> None:
+def refused(record: Any, folder: Path) -> str:
+    """The reason."""
     path = folder / "record.json"
     path.write_text(json.dumps(record))
-    with pytest.raises(Unreadable, match=r"record\.json: "):
+    with pytest.raises(Unreadable, match=r"record\.json: ") as refusal:
         read_record(path)
+    return str(refusal.value)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

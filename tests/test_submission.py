@@ -277,6 +277,10 @@ def test_what_others_report_does_not_replace_what_was_measured(
     ("words", "message"),
     [
         (["../up", "R"], "one folder"),
+        (["", "R"], "one folder"),
+        ([" ", "R"], "one folder"),
+        (["a b", "R"], "one folder"),
+        (["toy"], "no record there"),
         (["toy", "R", "--defense", "fine_tune"], "none of the 6 records"),
         (["toy", "nowhere"], "no such folder"),
         (["toy", "A"], "--provenance"),
@@ -295,6 +299,25 @@ def test_publish_refuses(
     assert publish(*(places.get(word, word) for word in words), boards=boards) == USAGE
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.md"))
+    assert not boards.exists()
+
+
+def test_records_that_give_no_board_leave_the_board_as_it_was(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2")
+    boards = tmp_path / "boards"
+    assert publish("toy", str(results), "--defense", "none", boards=boards) == OK
+    before = {path: path.read_bytes() for path in boards.rglob("*.*") if path.is_file()}
+    capsys.readouterr()
+    record = replace(read_records([results])[0], protocol="pb-0", fingerprint="f" * 16)
+    record.write(tmp_path / "old" / "records" / "a.json")
+    for name in ("toy", "fresh"):
+        words = (name, str(results), str(tmp_path / "old"))
+        assert publish(*words, boards=boards) == USAGE
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in boards.rglob("*.*") if path.is_file()} == before
+    assert [path.name for path in boards.iterdir() if path.is_dir()] == ["toy"]
 
 
 def test_names_of_foreign_records_stay_in_their_folder(results: Path, tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..storage import need_writable
 from . import OK
 from ._options import Parser
 
 if TYPE_CHECKING:
     from ..record import Record
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def main(words: list[str]) -> int:
@@ -30,8 +32,11 @@ def main(words: list[str]) -> int:
     from ..record import read_records
     from ..submission import unpack
 
-    if "/" in options["board"] or options["board"].startswith("."):
-        raise UsageError(f"a board's name is one folder's, got {options['board']!r}")
+    if not _NAME.fullmatch(options["board"]):
+        raise UsageError(
+            f"a board's name is one folder's: letters, digits, '.', '_' and '-', a letter or digit "
+            f"first; got {options['board']!r}"
+        )
     folder = Path(options["boards"]) / options["board"]
     records: list[Record] = []
     for source in map(Path, options["source"]):
@@ -45,14 +50,15 @@ def main(words: list[str]) -> int:
     chosen = [record for record in records if _wanted(record, options)]
     if options["source"] and not chosen:
         raise UsageError(f"none of the {len(records)} records there was chosen")
-    need_writable(folder)
     board, page = (import_module(f"purebench.leaderboards.{name}") for name in ("board", "page"))
-    count = board.add(folder, chosen)
+    placed = board.placed(folder, chosen)
     try:
-        written = board.write(folder)
+        written = board.write(folder, placed)
     except ImportError as error:
         raise UsageError(f"publish needs Jinja2: {page.REMEDY}") from error
-    print(f"records   {folder / 'records'}{os.sep} ({count} written)")
+    except ValueError as error:  # records of two protocols, pictures that are none
+        raise UsageError(str(error)) from error
+    print(f"records   {folder / 'records'}{os.sep} ({len(placed)} written)")
     for path in written:
         print(f"board     {path}")
     return OK

@@ -18,13 +18,13 @@ def main(words: list[str]) -> int:
     parser.add_argument("--output", default="submission.zip", metavar="FILE.zip")
     options = parser.read(words)
 
-    from ..record import read_records
+    from ..record import read_records, record_files
     from ..submission import missing, pack
 
     folders = [Path(folder) for folder in options["folder"]]
     records = read_records(folders)
-    files = [path for folder in folders for path in sorted(folder.rglob("*.json"))]
-    contents = {path.name: path.read_bytes() for path in files if "records" in path.parts}
+    files = [path for folder in folders for path in record_files(folder)]
+    contents = {path.name: path.read_bytes() for path in files}
     lacking = missing(records)
     for line in lacking:
         print(f"missing   {line}", file=sys.stderr)
