@@ -82,19 +82,23 @@ class Registry(Generic[T]):
         if name not in self._classes:
             points = entry_points(group=f"purebench.{self.folder}", name=name)
             homes = {point.value: point for point in points}
+            module = self._module(name)
             if name in self._modules():
                 if homes:
-                    raise self._doubled(name, self._module(name), *homes)
-                import_module(self._module(name))
+                    raise self._doubled(name, module, *homes)
+                self._import(name)
             elif len(homes) > 1:
                 raise self._doubled(name, *homes)
             elif homes:
-                self._load(*homes.values())
+                (point,) = homes.values()
+                module = point.module
+                self._load(point)
             else:
                 raise UsageError(f"unknown {self.kind} {name!r}{near_match(name, self.names())}")
             if name not in self._classes:
                 raise UsageError(
                     f"the {self.kind} plug-in {name!r} registers no class under that name"
+                    f"{_registered(module)}"
                 )
         return self._classes[name]
 
@@ -113,12 +117,29 @@ class Registry(Generic[T]):
     def _module(self, name: str) -> str:
         return f"purebench.{self.folder}.{name}"
 
+    def _import(self, name: str) -> None:
+        module = self._module(name)
+        spec = importlib.util.find_spec(module)
+        try:
+            import_module(module)
+        except UsageError:
+            raise
+        except (Exception, SystemExit) as error:
+            own = [key for key, cls in self._classes.items() if cls.__module__ == module]
+            for key in own:  # of a file that failed further down
+                del self._classes[key]
+            file = spec.origin if spec else None
+            raise UsageError(
+                f"{self.kind} {name!r} cannot be imported: {file or module}{_line(error, file)}: "
+                f"{_reason(error)}"
+            ) from error
+
     def _load(self, point: EntryPoint) -> None:
         try:
             point.load()
         except UsageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             package = point.dist.name if point.dist else "an installed package"
             raise UsageError(
                 f"{self.kind} {point.name!r} ({point.value}) of {package} cannot be imported: "
@@ -162,20 +183,36 @@ def load_plugin(path: str | Path) -> None:
     sys.modules[module_name] = module  # dataclasses look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         if isinstance(error, UsageError):
             raise
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == spec.origin
-        ]
-        where = f", line {lines[-1]}" if lines else ""
+        where = _line(error, spec.origin)
         raise UsageError(f"--plugin {str(path)!r}{where}: {_reason(error)}") from error
     if not any(registry.claims(module_name) for registry in REGISTRIES):
         raise UsageError(f"--plugin {str(path)!r} registers nothing, see CONTRIBUTING.md")
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _registered(module: str) -> str:
+    """What ``module`` registers instead, for the end of a refusal."""
+    names = [
+        f"{registry.kind} {name!r}"
+        for registry in REGISTRIES
+        for name, cls in registry._classes.items()
+        if cls.__module__ == module
+    ]
+    return f", but {' and '.join(names)}" if names else ""
+
+
+def _line(error: BaseException, file: str | None) -> str:
+    """Where in ``file`` it was raised: ', line 3'."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines.append(error.lineno)
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())}"

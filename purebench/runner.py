@@ -261,7 +261,7 @@ class Victim:
         self.identity = victim_identity(plan.cell(attack, plan.defenses[0], seed))
         self.fingerprint = fingerprint(self.identity)
         self.folder = plan.output / "models" / f"{attack.name}-s{seed}-{self.fingerprint}"
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     @property
     def trained(self) -> bool:
@@ -322,7 +322,7 @@ class Victim:
             found = None
         try:
             return found or self._train()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failure = error
             raise
 
@@ -556,7 +556,7 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         status, error = "diverged", str(reason)
     except DiskFull:
         raise
-    except Exception as reason:  # one cell's failure is not its neighbours'
+    except (Exception, SystemExit) as reason:  # one cell's failure is not its neighbours'
         text = " ".join(str(reason).split())
         status, error = "failed", f"{type(reason).__name__}{': ' if text else ''}{text}"
         if isinstance(reason, torch.OutOfMemoryError):

@@ -460,6 +460,34 @@ def test_list_explains_what_is_named(bench: Bench, place: Path) -> None:
     assert bench("list", "faulty", "--plugin", "mine.py").out == "faulty (defense)\n"
 
 
+@pytest.fixture
+def broken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack and a defense that cannot be imported."""
+    for folder in ("attacks", "defenses"):
+        package = importlib.import_module(f"purebench.{folder}")
+        (place / folder).mkdir()
+        (place / folder / "broken.py").write_text("import torch\ndef f(:\n")
+        places = [*package.__path__, str(place / folder)]
+        monkeypatch.setattr(package, "__path__", places)
+        monkeypatch.setattr(package.__spec__, "submodule_search_locations", places)
+    importlib.invalidate_caches()
+
+
+def test_a_broken_plugin_is_told_in_its_row(bench: Bench, broken: None, place: Path) -> None:
+    answer = bench("list")
+    assert (answer.code, answer.err) == (OK, "")
+    told = f"'broken' cannot be imported: {place}/defenses/broken.py, line 2: SyntaxError: "
+    assert re.search(rf"^  broken +defense {re.escape(told)}.*\n  \w+ ", answer.out, re.MULTILINE)
+    assert "shapes" in answer.out
+
+
+def test_a_broken_plugin_ends_a_run_that_needs_it(attack: Bench, broken: None) -> None:
+    """The default defenses are found by their classes."""
+    assert attack("--defense", "none").code == OK
+    for words in (["--defense", "broken"], ["--defense", "all"], []):
+        refused(attack(*words), r"defense 'broken' .*/defenses/broken\.py, line 2: SyntaxError: .*")
+
+
 def test_doctor(bench: Bench, place: Path) -> None:
     answer = bench("doctor", "--device", "cpu")
     assert (answer.code, answer.err) == (OK, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -156,6 +157,10 @@ def raises(*_: Any) -> Any:
     raise ZeroDivisionError("no\nluck")
 
 
+def exits(*_: Any) -> Any:
+    sys.exit("no more")
+
+
 def changes_its_input(model: Any, ctx: DefenseContext) -> Any:
     with torch.no_grad():
         for tensor in (*model.parameters(), ctx.benign.images, ctx.benign.labels):
@@ -185,6 +190,7 @@ def leaves_hooks(model: Any, ctx: DefenseContext) -> Any:
 
 ODD: dict[str, tuple[Callable[[Any, DefenseContext], Any], str | None]] = {
     "raises": (raises, "ZeroDivisionError: no luck"),
+    "exits": (exits, "SystemExit: no more"),
     "returns nothing": (lambda *_: None, "TypeError: purify returned NoneType, expected a network"),
     "changes its input": (changes_its_input, None),
     "draws": (draws, None),

@@ -146,6 +146,43 @@ def test_a_file_registers_its_own_name(folder: Path, gadgets: Registry[Any], tex
         gadgets["screw"]
 
 
+def test_a_file_that_registers_other_names(folder: Path, gadgets: Registry[Any]) -> None:
+    (folder / "screw.py").write_text(source("nail"))
+    with pytest.raises(UsageError) as refusal:
+        gadgets["screw"]
+    assert str(refusal.value) == (
+        "the gadget plug-in 'screw' registers no class under that name, but gadget 'nail'"
+    )
+
+
+BROKEN = {
+    "syntax": ("x = 1\ndef f(:\n", ", line 2: SyntaxError: invalid syntax"),
+    "import": (
+        "\nimport nothing_of_that_name\n",
+        ", line 2: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+    ),
+    "below its class": (f"{source()}\n\n1 / 0\n", ", line 16: ZeroDivisionError: division by zero"),
+    "exit": ("import sys\nsys.exit(3)\n", ", line 2: SystemExit: 3"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_with_its_line(
+    folder: Path, gadgets: Registry[Any], kind: str
+) -> None:
+    """Each time that it is asked for, and by nobody else."""
+    text, message = BROKEN[kind]
+    (folder / "screw.py").write_text(text)
+    (folder / "nail.py").write_text(source("nail"))
+    importlib.invalidate_caches()
+    for _ in range(2):
+        with pytest.raises(UsageError) as refusal:
+            gadgets["screw"]
+        told = f"gadget 'screw' cannot be imported: {folder / 'screw.py'}{message}"
+        assert str(refusal.value) == told
+    assert gadgets["nail"]().pitch == 0.5
+
+
 @pytest.mark.parametrize("name", ["Screw", "a b", "a-b", "../a", "1a", "_a", "", "é", "a\n"])
 def test_names_are_plain(gadgets: Registry[Any], name: str) -> None:
     with pytest.raises(UsageError, match="must be lower-case letters, digits and underscores"):

@@ -21,5 +21,5 @@ def tell(records: list[Record]) -> int:
     return FAILED if failed else OK
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -38,7 +38,11 @@ def main(words: list[str]) -> int:
     for registry in REGISTRIES:
         print(f"{registry.folder}:")
         for name in registry.names():
-            plugin = registry[name]
+            try:
+                plugin = registry[name]
+            except UsageError as error:
+                print(f"  {name:<{width}} {error}")
+                continue
             print(f"  {name:<{width}} {_first_line(plugin)}")
             if plugin.paper:
                 print(f"  {'':<{width}} [{plugin.paper}]")

@@ -36,7 +36,10 @@ def main(words: list[str]) -> int:
         found, card = purify_file(files, Progress(files.config.quiet))
     except UsageError:
         raise
-    except Exception as error:  # a defense's, on a network that it was not written for
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a defense's, on a network that it was not written for
         print(f"failed: {files.defense}: {in_words(error)}; nothing was written", file=sys.stderr)
         return FAILED
     for remark in card["remarks"]:

@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
                 victim = Victim(plan, attack, seed)
                 shown[attack.name] = rows(victim)
                 write_atomic(path, page(victim, shown[attack.name]))
-            except Exception as error:  # one attack's failure is not its neighbours'
+            except (Exception, SystemExit) as error:  # one attack's failure is not its neighbours'
                 failed = True
                 print(f"failed: {attack.name} / seed {seed}: {in_words(error)}", file=sys.stderr)
             else:
