@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .config import RunConfig
 from .errors import UsageError
@@ -32,6 +33,7 @@ UNDEFENDED = "none"
 
 ARCHIVE_BYTES = 64 * 2**20
 RECORD_BYTES = 2**20
+BY_LENGTH = 200
 MANIFEST_BYTES = 16 * 2**20
 RECORD_COUNT = 20_000
 
@@ -84,18 +86,26 @@ def pack(records: Mapping[str, bytes], by: str) -> bytes:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             written.writestr(entry, content)
+    _unpacked(archive, "the submission")
     return archive.getvalue()
 
 
 def unpack(path: Path) -> Submission:
     """Read an archive. Refused, with the field, for whatever is not as ``pack`` makes it."""
     try:
-        if path.stat().st_size > ARCHIVE_BYTES:
-            raise Refused(f"{path}: {path.stat().st_size} bytes, at most {ARCHIVE_BYTES} are read")
-        with zipfile.ZipFile(path) as archive:
-            files = _files(archive, path)
+        with path.open("rb") as file:
+            return _unpacked(file, path)
     except OSError as error:
         raise Refused(f"{path}: {error.strerror or error}") from error
+
+
+def _unpacked(file: IO[bytes], path: Path | str) -> Submission:
+    size = file.seek(0, os.SEEK_END)
+    if size > ARCHIVE_BYTES:
+        raise Refused(f"{path}: {size} bytes, at most {ARCHIVE_BYTES} are read")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            files = _files(archive, path)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"{path}: not a whole zip archive: {error}") from error
     manifest = _manifest(files.pop("manifest.json", None), path)
@@ -120,7 +130,7 @@ def unpack(path: Path) -> Submission:
     return Submission(manifest["by"], found, manifest)
 
 
-def _files(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+def _files(archive: zipfile.ZipFile, path: Path | str) -> dict[str, bytes]:
     entries = archive.infolist()
     if len(entries) > RECORD_COUNT:
         raise Refused(f"{path}: {len(entries)} files, at most {RECORD_COUNT} are read")
@@ -143,7 +153,7 @@ def _files(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     return files
 
 
-def _manifest(content: bytes | None, path: Path) -> dict[str, Any]:
+def _manifest(content: bytes | None, path: Path | str) -> dict[str, Any]:
     if content is None:
         raise Refused(f"{path}: manifest.json is missing")
     try:
@@ -158,8 +168,8 @@ def _manifest(content: bytes | None, path: Path) -> dict[str, Any]:
     for key, kind in (("by", str), ("records", dict)):
         if not isinstance(manifest.get(key), kind) or not manifest[key]:
             raise Refused(f"{path}: manifest.json, {key}: {manifest.get(key)!r}")
-    if len(manifest["by"]) > 200:
-        raise Refused(f"{path}: manifest.json, by: longer than 200 characters")
+    if len(manifest["by"]) > BY_LENGTH:
+        raise Refused(f"{path}: manifest.json, by: longer than {BY_LENGTH} characters")
     return manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,6 +75,46 @@ def test_an_incomplete_submission_is_not_packed(
     assert "shapes, small_cnn, badnets at 0.1, none: seed 2" in capsys.readouterr().err
     assert not file.exists()
     assert missing(records) == []
+
+
+@pytest.mark.parametrize(
+    ("by", "output", "message"),
+    [
+        ("", "s.zip", "--by must be a name of at most 200 characters"),
+        (" ", "s.zip", "--by must be a name of at most 200 characters"),
+        ("x" * 201, "s.zip", "--by must be a name of at most 200 characters"),
+        ("me", "s.txt", r"--output '.*s\.txt': written is a \.zip file; name it so"),
+        ("me", "folder.zip", r"--output .*folder\.zip is a folder"),
+        ("me", "taken/s.zip", "cannot write to the output folder .*taken: File exists"),
+        ("me", "taken/deep/s.zip", "cannot write to the output folder .*deep: Not a directory"),
+    ],
+    ids=str,
+)
+def test_what_is_not_packed(
+    results: Path,
+    tmp_path: Path,
+    by: str,
+    output: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken").touch()
+    (tmp_path / "folder.zip").mkdir()
+    words = ["submit", str(results), "--by", by, "--output", str(tmp_path / output)]
+    assert main(words) == USAGE
+    assert re.fullmatch(f"error: {message}\n", capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.zip", "taken"]
+
+
+@pytest.mark.parametrize("limit", ["RECORD_COUNT", "RECORD_BYTES", "MANIFEST_BYTES"])
+def test_what_is_packed_is_within_the_limits(
+    results: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {path.name: path.read_bytes() for path in results.rglob("records/*/*.json")}
+    assert pack(contents, "x" * 200)
+    monkeypatch.setattr(f"purebench.submission.{limit}", 5)
+    with pytest.raises(Refused, match="are read"):
+        pack(contents, "me")
 
 
 Tamper = Callable[[dict[str, bytes]], None]

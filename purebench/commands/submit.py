@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UsageError
-from ..storage import write_atomic
+from ..storage import need_writable, write_atomic
 from . import OK
 from ._options import Parser
 
@@ -17,10 +17,17 @@ def main(words: list[str]) -> int:
     parser.add_argument("--by", required=True, metavar="NAME", help="who sends it")
     parser.add_argument("--output", default="submission.zip", metavar="FILE.zip")
     options = parser.read(words)
+    output = Path(options["output"])
+    if output.suffix != ".zip":
+        raise UsageError(f"--output {options['output']!r}: written is a .zip file; name it so")
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder")
 
     from ..record import read_records, record_files
-    from ..submission import missing, pack
+    from ..submission import BY_LENGTH, missing, pack
 
+    if not 0 < len(options["by"].strip()) <= len(options["by"]) <= BY_LENGTH:
+        raise UsageError(f"--by must be a name of at most {BY_LENGTH} characters")
     folders = [Path(folder) for folder in options["folder"]]
     records = read_records(folders)
     files = [path for folder in folders for path in record_files(folder)]
@@ -30,6 +37,8 @@ def main(words: list[str]) -> int:
         print(f"missing   {line}", file=sys.stderr)
     if lacking:
         raise UsageError(f"{len(lacking)} cells that a leaderboard asks for are not there")
-    write_atomic(Path(options["output"]), pack(contents, options["by"]))
-    print(f"packed    {options['output']} ({len(contents)} records, no weights)")
+    content = pack(contents, options["by"])
+    need_writable(output.parent)
+    write_atomic(output, content)
+    print(f"packed    {output} ({len(contents)} records, no weights)")
     return OK
