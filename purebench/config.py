@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, near_match
 from .settings import Located, convert, read_yaml
@@ -64,6 +65,8 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(RunConfig).items():
+            object.__setattr__(self, name, _converted(getattr(self, name), hint, _flag(name)))
         for name in ("attack", "defense", "seeds", "plugin"):
             values = getattr(self, name)
             doubled = {str(value) for value in values if values.count(value) > 1}
@@ -71,10 +74,29 @@ class RunConfig:
                 raise UsageError(f"--{name} names {', '.join(sorted(doubled))} twice")
         if any(seed < 0 for seed in self.seeds):
             raise UsageError(f"--seeds must not be negative, got {min(self.seeds)}")
+        if any(seed >= 2**63 for seed in self.seeds):
+            raise UsageError(f"--seeds must be below 2**63, got {max(self.seeds)}")
         if not self.seeds:
             raise UsageError("--seeds needs at least one seed")
         if self.threads < 1:
             raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        for name in ("data_root", "output"):
+            if not getattr(self, name).strip():
+                raise UsageError(f"{_flag(name)} must name a folder, got {getattr(self, name)!r}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _converted(value: Any, hint: Any, flag: str) -> Any:
+    """``value``, given in Python, as an option's text would be; a path is its text."""
+    if get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UsageError(f"{flag} must be a sequence, e.g. ({value!r},), got {value!r}")
+        (inner, _) = get_args(hint)
+        return tuple(_converted(item, inner, flag) for item in value)
+    return convert(os.fspath(value) if isinstance(value, os.PathLike) else value, hint, flag)
 
 
 def config_fields() -> dict[str, dataclasses.Field[Any]]:
@@ -140,7 +162,7 @@ def _values(
     for key, value in options.items():
         if key == "set":
             value = _over(value, values.get("set", {}))
-        values[key] = convert(value, hints[key], f"--{key.replace('_', '-')}")
+        values[key] = convert(value, hints[key], _flag(key))
     return values
 
 

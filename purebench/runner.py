@@ -159,6 +159,9 @@ def prepare(config: RunConfig, progress: Progress) -> Plan:
 
     Raises UsageError for whatever cannot be run: names, settings, shapes, rates, files, folders.
     """
+    output = Path(config.output)
+    if (output / "purebench").is_dir() and (output / "bench.py").is_file():
+        raise UsageError(f"--output {config.output} is the checkout itself: name another folder")
     for file in config.plugin:
         load_plugin(file)
     unused = dict(config.set)

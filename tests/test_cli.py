@@ -661,6 +661,8 @@ NO_CUDA = f"device 'cuda:{torch.cuda.device_count()}' is not there: torch .* see
             "--output taken/deep",
             "cannot write to the output folder taken/deep/models: Not a directory",
         ),
+        ("--output=", "--output must name a folder, got ''"),
+        ("--output checkout", "--output checkout is the checkout itself: name another folder"),
         # files
         ("--dataset npz", r"npz needs to know where your data is: --set npz\.path=FILE\.npz"),
         ("--dataset npz --set npz.path=no.npz", r"npz\.path no\.npz: no such file"),
@@ -671,6 +673,8 @@ NO_CUDA = f"device 'cuda:{torch.cuda.device_count()}' is not there: torch .* see
 )
 def test_bad_options(attack: Bench, place: Path, words: str, message: str) -> None:
     (place / "taken").touch()
+    (place / "checkout" / "purebench").mkdir(parents=True)
+    (place / "checkout" / "bench.py").touch()
     refused(attack(*words.split()), message)
     assert untrained(place)
 

@@ -130,6 +130,39 @@ def test_options_refused(options: dict[str, Any], message: str) -> None:
     assert str(refusal.value) == message
 
 
+def test_python_gives_what_options_give() -> None:
+    given = RunConfig(
+        attack=["blend"],  # type: ignore[arg-type]
+        seeds=("0", 1),  # type: ignore[arg-type]
+        poison_rate="1e-1",  # type: ignore[arg-type]
+        output=Path("some") / "where",  # type: ignore[arg-type]
+    )
+    wanted = {"attack": ["blend"], "seeds": ["0", "1"], "poison_rate": "0.1"}
+    assert given == read_config(None, {**wanted, "output": str(Path("some", "where"))})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attack": "blend"}, "--attack must be a sequence, e.g. ('blend',), got 'blend'"),
+        ({"seeds": 0}, "--seeds must be a sequence, e.g. (0,), got 0"),
+        ({"seeds": (1.5,)}, "--seeds must be a whole number, got 1.5"),
+        ({"seeds": (2**63,)}, f"--seeds must be below 2**63, got {2**63}"),
+        ({"defense": (3,)}, "--defense must be text, got 3"),
+        ({"threads": None}, "--threads must be a whole number, got None"),
+        ({"all_to_all": 3}, "--all-to-all must be true or false, got 3"),
+        ({"benign_source": "test"}, "--benign-source must be one of train, held_out, got 'test'"),
+        ({"output": ""}, "--output must name a folder, got ''"),
+        ({"data_root": " "}, "--data-root must name a folder, got ' '"),
+    ],
+    ids=str,
+)
+def test_python_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        RunConfig(attack=given.pop("attack", ("blend",)), **given)
+    assert str(refusal.value) == message
+
+
 def test_parse_set() -> None:
     texts = ["blend.alpha=0.1", "blend.note=a=b.c", "prune.steps="]
     expected = {"blend": {"alpha": "0.1", "note": "a=b.c"}, "prune": {"steps": ""}}
