@@ -109,7 +109,8 @@ def find_files(folder: Path) -> tuple[Files, Files]:
         raise UsageError(f"{folder}: classes with too few images: {listing(empty)}")
     if len(train) < 2 or not any(test.values()):
         raise UsageError(
-            f"{folder}: found classes {listing(list(train))!r}, expected at least 2 with images"
+            f"{folder}: each class has a folder of its own, at least 2 of them with images; "
+            f"folders found: {listing(list(train)) or 'none'}"
         )
     return train, test
 

@@ -81,8 +81,11 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
                 return {name: held[name] for name in NAMES}
             found = ", ".join(held) or "nothing"
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{file}: not a readable .npz of plain arrays: {reason}") from error
+        reason = getattr(error, "strerror", None)  # the system's; numpy's own advise to unpickle
+        raise UsageError(
+            f"{file}: not a readable .npz of plain arrays, as numpy.savez writes it"
+            f"{f': {reason}' if reason else ''}"
+        ) from error
     raise UsageError(f"{file}: has no {', '.join(missing)}; it holds {found}")
 
 

@@ -190,6 +190,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
     tensors, remarks = (_safetensors if kind == "safetensors" else _torch)(file, content)
+    if not tensors:
+        raise UsageError(f"{file} holds no tensor: {_UNPICKLED}")
     for name, value in tensors.items():
         _check_tensor(file, name, value)
     if "poisoned" in tensors and any(name.startswith("model.") for name in tensors):

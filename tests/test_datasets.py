@@ -560,6 +560,13 @@ def test_npz_that_is_none(ctx: LoadContext, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
     for name in ("one.npy", "absent.npz", "."):
         assert name in refusal(partial(load, "npz", ctx, path=str(tmp_path / name)))
+    (tmp_path / "text.npz").write_text("x, y\n1, 2\n")
+    np.savez(tmp_path / "objects.npz", **{**GOOD, "y_test": np.array([None])})
+    for name in ("text.npz", "objects.npz"):
+        told = refusal(partial(load, "npz", ctx, path=str(tmp_path / name)))
+        assert told.endswith(
+            f"{name}: not a readable .npz of plain arrays, as numpy.savez writes it"
+        )
 
 
 # Image folder
@@ -679,6 +686,9 @@ def test_image_folder_layout(folder: Path, ctx: LoadContext, tmp_path: Path) -> 
     assert "no such" in refusal(partial(load_folder, ctx, tmp_path / "absent"))
     assert "not a folder" in refusal(partial(load_folder, ctx, folder / "test/ant/0.png"))
     assert "at least 2" in refusal(partial(load_folder, ctx, ctx.root.parent / "mine/test/ant"))
+    flat = refusal(partial(load_folder, ctx, folder / "test/ant"))
+    assert "each class has a folder of its own, " in flat
+    assert flat.endswith("folders found: none")
     (folder / "train/cow").mkdir()
     assert "train/cow" in refusal(partial(load_folder, ctx, folder))
     (folder / "train/cow").rename(folder / "test/cow")

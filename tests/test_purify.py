@@ -352,6 +352,13 @@ FILES: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], object], str]] =
     "hostile": ("a.pt", lambda p, w: torch.save({"a": Hostile()}, p), "holds more than tensors"),
     "a list": ("a.pt", lambda p, w: torch.save([1, 2], p), "holds a list, not tensors by name"),
     "no tensors": ("a.pt", lambda p, w: torch.save({"x": 1}, p), "what is no tensor: x"),
+    "nothing": ("a.pt", lambda p, w: torch.save({}, p), r"a\.pt holds no tensor: in the program"),
+    "nothing below a key": (
+        "a.pt",
+        lambda p, w: torch.save({"state_dict": {}}, p),
+        r"a\.pt holds no tensor: in the program",
+    ),
+    "nothing, safely": ("a.safetensors", lambda p, w: save_file({}, p), "holds no tensor: in the"),
     "sparse": (
         "a.pt",
         lambda p, w: torch.save({"x": torch.eye(3).to_sparse()}, p),
