@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from . import machine
-from .data import Split
+from .data import LoadContext, Split
 from .errors import UsageError
 from .model import Task
 from .progress import Progress
-from .registry import MODELS
+from .registry import DATASETS, MODELS
 from .seeding import isolated
 from .storage import need_writable
 from .training import Recipe, fit
+
+OPTIONAL = {"jinja2": "page", "matplotlib": "figures", "ray": "ray", "submitit": "slurm"}
 
 
 def report(data_root: Path, output: Path, device_name: str) -> bool:
     """Print what was found; True where all is well."""
     well = True
-    for name, version in machine.versions().items():
-        well &= version != "missing"
-        print(f"{name:<12} {version}")
+    for name, found in machine.versions().items():
+        well &= found != "missing"
+        print(f"{name:<12} {found}")
+    for package, extra in OPTIONAL.items():
+        print(f"{package:<12} {_installed(package, extra)}")
     print(f"{'commit':<12} {machine.commit() or 'not a checkout'}")
     device = machine.pick_device(device_name)
     print(f"{'device':<12} {device}: {machine.device_name(device)}")
@@ -39,12 +44,24 @@ def report(data_root: Path, output: Path, device_name: str) -> bool:
     files = sorted(path for path in data_root.glob("*") if path.is_file())
     for path in files:
         print(f"{'':<12} {path}  {path.stat().st_size / 1e6:.0f} MB")
-    print(f"{'':<12} mnist is part of the repository; others are fetched when first used")
+    try:
+        DATASETS["mnist"]().load(LoadContext(data_root, offline=True))
+        print(f"{'mnist':<12} whole; others are fetched when first used")
+    except UsageError as error:
+        well = False
+        print(f"{'mnist':<12} {error}")
     same = repeatable(device)
     well &= same
     print(f"{'repeatable':<12} {'yes: two trainings, equal bits' if same else 'NO'}")
     print("all well" if well else "something is missing, see above")
     return well
+
+
+def _installed(package: str, extra: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f'not installed (pip install -e ".[{extra}]")'
 
 
 def repeatable(device: torch.device) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purebench import ATTACKS, DEFENSES, PoisoningAttack
+from purebench import ATTACKS, DEFENSES, PoisoningAttack, doctor
 from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
 from purebench.record import Record, read_record
 from purebench.registry import REGISTRIES
@@ -498,6 +499,36 @@ def test_doctor(bench: Bench, place: Path) -> None:
     answer = bench("doctor", "--output", "taken", "--device", "cpu")
     assert answer.code == FAILED
     assert "cannot write to the output folder taken" in answer.out
+
+
+def test_doctor_knows_damaged_data(
+    bench: Bench, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mnist = importlib.import_module("purebench.datasets.mnist")
+    (place / "mnist.xz").write_bytes(mnist.FILE.read_bytes()[:-9])
+    monkeypatch.setattr(mnist, "FILE", place / "mnist.xz")
+    answer = bench("doctor", "--device", "cpu")
+    assert answer.code == FAILED
+    assert re.search(r"^mnist +\S*mnist\.xz: damaged: sha256 is ", answer.out, re.MULTILINE)
+    assert answer.out.endswith("something is missing, see above\n")
+
+
+def test_doctor_tells_what_is_optional(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each package of an extra that is for more than developing."""
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = re.findall(r'^(page|figures|ray|slurm) = \["([\w-]+)', text, re.MULTILINE)
+    assert {package: extra for extra, package in extras} == doctor.OPTIONAL
+
+    def version(package: str) -> str:
+        if package != "ray":
+            return "1.2.3"
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor, "version", version)
+    answer = bench("doctor", "--device", "cpu")
+    assert answer.code == OK
+    assert "\njinja2       1.2.3\n" in answer.out
+    assert '\nray          not installed (pip install -e ".[ray]")\n' in answer.out
 
 
 def test_show(attack: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
