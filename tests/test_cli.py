@@ -552,16 +552,19 @@ def test_show(attack: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert file.with_name("overview-s0.png").exists()
 
 
-def test_show_tells_what_fails(bench: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_show_tells_what_fails(
+    bench: Bench, place: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
     def run(attack: PoisoningAttack, *_: object) -> None:
-        raise RuntimeError(f"{attack.name}\nbroke")
+        raise kind(f"{attack.name}\nbroke")
 
     monkeypatch.setattr(PoisoningAttack, "run", run)
     small = [f"--set={key}={value}" for key, value in TINY.items()]
     answer = bench("show", "--attack", "blend", "badnets", "--dataset", "shapes", *small)
     assert (answer.code, answer.out) == (FAILED, "")
     assert answer.err == "".join(
-        f"failed: {name} / seed 0: RuntimeError: {name} broke\n" for name in ("blend", "badnets")
+        f"failed: {name} / seed 0: {kind.__name__}: {name} broke\n" for name in ("blend", "badnets")
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import DEFENSES, Defense, DefenseContext, training
+from purebench import DEFENSES, Defense, DefenseContext, PoisoningAttack, training
 from purebench.cli import FAILED, main
 from purebench.record import Record
 from purebench.runner import execute, prepare
@@ -241,6 +241,21 @@ def test_a_defense_that_looks_for_the_test_data_finds_none(tmp_path: Path, besid
     assert not seen & (secret | marked)
     poisoned = of.model.poisoned
     assert not any(found.shape == poisoned.shape and found.equal(poisoned) for found in tensors)
+
+
+def test_an_attack_that_exits_fails_its_cells_after_one_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def exits_too(*_: Any) -> None:
+        tries.append(1)
+        raise SystemExit(3)
+
+    monkeypatch.setattr(PoisoningAttack, "run", exits_too)
+    found = run(tmp_path)
+    assert [(record.status, record.error) for record in found] == [("failed", "SystemExit: 3")] * 2
+    assert len(tries) == 1
 
 
 def test_the_search_finds_what_is_there(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from purebench import (
 )
 from purebench.artifact import save_artifact
 from purebench.checkpoint import find_architecture, open_model, read_checkpoint
-from purebench.cli import OK, USAGE, main
+from purebench.cli import FAILED, OK, USAGE, main
 from purebench.data import to_float
 from purebench.evaluate import accuracy
 from purebench.examination import PatchTrigger, picture_trigger
@@ -399,6 +399,26 @@ def test_bad_files_are_refused_in_one_line(
     answer = bench("purify", "--model", name, *QUICK, "--output", "clean.safetensors")
     refused(answer, message, place)
     assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_a_defense_that_fails_writes_nothing(
+    bench: Bench,
+    place: Path,
+    weights: dict[str, Tensor],
+    kind: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def purify(*_: object) -> None:
+        raise kind("no\nluck")
+
+    save_file(weights, place / "a.safetensors")
+    monkeypatch.setattr(DEFENSES["prune"], "purify", purify)
+    words = ("--model", "a.safetensors", *SHAPES, "--defense", "prune")
+    code, out, err = bench("purify", *words, "--output", "clean.safetensors")
+    assert (code, out) == (FAILED, "")
+    assert err.endswith(f"failed: prune: {kind.__name__}: no luck; nothing was written\n")
+    assert not list(place.rglob("clean*"))
 
 
 def test_hostile_files_are_hostile(place: Path) -> None:
