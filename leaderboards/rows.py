@@ -160,7 +160,7 @@ def boards(records: Iterable[Record]) -> list[Board]:
         groups[key].append(record)
         shared[key] = cell
         changed[key].update(
-            f"{part}.{name}" for part in cell for name in record.changed.get(part, ())
+            f"{cell[part]['name']}.{name}" for part in cell for name in record.changed.get(part, ())
         )
     if len(protocols) > 1:
         raise ValueError(f"one table cannot mix protocols: {', '.join(sorted(protocols))}")
@@ -187,12 +187,16 @@ def _settings(shared: Sequence[tuple[dict[str, Any], Collection[str]]]) -> list[
     ]
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"settings": {"width": 16}}} -> {"model.width": 16}."""
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model": {"name": "lenet", "settings": {"width": 16}}, "target": 0} ->
+    {"model": "lenet", "lenet.width": 16, "target": 0}: settings are named as --set names them."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        path = prefix if key == "settings" else f"{prefix}.{key}".lstrip(".")
-        flat.update(_flat(value, path) if isinstance(value, dict) else {path: value})
+        if not isinstance(value, dict):
+            flat[key] = value
+            continue
+        flat[key] = name = value["name"]
+        flat.update({f"{name}.{setting}": told for setting, told in value["settings"].items()})
     return flat
 
 

@@ -56,9 +56,11 @@ def _settings(records: Iterable[Record]) -> dict[str, list[Record]]:
     named, changed = [], []
     for record in undefended:
         sides = {side: getattr(record.cell, side) for side in ("dataset", "model", "recipe")}
-        settings = {f"{s}.{k}": v for s, one in sides.items() for k, v in one["settings"].items()}
-        named.append((" · ".join(one["name"] for one in sides.values()), settings))
-        changed.append([f"{s}.{name}" for s in sides for name in record.changed.get(s, ())])
+        settings = {f"{p['name']}.{k}": v for p in sides.values() for k, v in p["settings"].items()}
+        named.append((" · ".join(plugin["name"] for plugin in sides.values()), settings))
+        changed.append(
+            [f"{p['name']}.{name}" for s, p in sides.items() for name in record.changed.get(s, ())]
+        )
     labels = told_apart(named, changed, " ({})")
     found: dict[str, list[Record]] = defaultdict(list)
     for name, record in zip(named, undefended, strict=True):

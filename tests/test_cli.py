@@ -33,7 +33,7 @@ TINY = {
     "small_cnn.width": 2,
     "mnist_fast.epochs": 1,
 }
-TOLD = "dataset.train_count=200, dataset.test_count=60, model.width=2, recipe.epochs=1"
+TOLD = "shapes.train_count=200, shapes.test_count=60, small_cnn.width=2, mnist_fast.epochs=1"
 
 SHRINK = '''\
 """Shrink: scale the last layer down."""

@@ -201,11 +201,11 @@ def test_settings_are_named_where_they_differ() -> None:
         for width in (16, 4)
     )
     assert [board.setting for board in rows.boards([wide, narrow])] == [
-        "5 % benign · model.width=16",
-        "5 % benign · model.width=4",
+        "5 % benign · small_cnn.width=16",
+        "5 % benign · small_cnn.width=4",
     ]
     assert (
-        "small_cnn · blend, 0.1 of the training split, target 0 · 5 % benign · model.width=4"
+        "small_cnn · blend, 0.1 of the training split, target 0 · 5 % benign · small_cnn.width=4"
         in (table.screen([wide, narrow]))
     )
 
@@ -222,7 +222,7 @@ def test_settings_that_are_no_defaults_are_named() -> None:
     named = replace(with_cell(THREE[0], **cell), changed=told)
     older = with_cell(THREE[1], **cell)
     (board,) = rows.boards([named, older])
-    assert board.setting == "5 % benign · model.width=4, recipe.epochs=6"
+    assert board.setting == "5 % benign · small_cnn.width=4, mnist_fast.epochs=6"
     found = tables([named, older])
     assert set(found) == {"blend (alpha=0.1)"}
     assert defenses(found["blend (alpha=0.1)"]) == ["prune (steps=4)"]
