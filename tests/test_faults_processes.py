@@ -344,3 +344,30 @@ def test_without_a_terminal_each_step_is_a_line() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "training a network: epoch 20/20  loss 0.1235"
     assert len(done.stderr.splitlines()) == 20
+
+
+STARTING = """
+import signal, sys
+from purebench import worker
+
+def work():
+    sys.exit(signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+if __name__ == "__main__":
+    processes = [worker.start(work) for _ in range(2)]
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of Unix")
+def test_a_worker_that_starts_is_not_interrupted(tmp_path: Path) -> None:
+    """The first one of a process neither, which starts multiprocessing's tracker."""
+    file = tmp_path / "starting.py"
+    file.write_text(STARTING)
+    root = Path(__file__).parent.parent
+    ended = subprocess.run(
+        [sys.executable, file], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert ended.returncode == 0
