@@ -428,6 +428,10 @@ def _check_output(files: Files) -> None:
         same = place.resolve() == files.model.resolve()
         if same or (place.exists() and files.model.exists() and place.samefile(files.model)):
             raise UsageError(f"--output {place} is the input: keep that, give another name")
+    if files.output.exists() and not files.card.exists():
+        raise UsageError(
+            f"--output {files.output} is there, and not of purify's: give another name"
+        )
 
 
 def _images(

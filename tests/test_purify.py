@@ -524,6 +524,7 @@ def test_purify_an_artifact_and_evaluate(
     [
         (("--output", "suspect.safetensors"), "is the input: keep that, give another name"),
         (("--output", "link.safetensors"), "is the input: keep that, give another name"),
+        (("--output", "precious.safetensors"), "is there, and not of purify's"),
         (("--output", "clean.pt"), "written is a .safetensors file; name it so"),
         (("--benign", "x", "--output", "clean.safetensors"), "--dataset and --benign: give one"),
         (("--output", "clean.safetensors", "--defense", "spectral"), "needs the training set"),
@@ -539,9 +540,11 @@ def test_purify_command_refuses(
     words: tuple[str, ...], message: str, bench: Bench, place: Path, suspect: Path
 ) -> None:
     (place / "link.safetensors").hardlink_to(suspect)
+    (place / "precious.safetensors").write_text("another network")
     was = suspect.read_bytes()
     refused(bench("purify", "--model", suspect, *SHAPES, *words), message, place)
     assert suspect.read_bytes() == was
+    assert (place / "precious.safetensors").read_text() == "another network"
 
 
 @pytest.mark.parametrize(
