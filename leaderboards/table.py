@@ -138,7 +138,7 @@ def outstanding(table: Table, column: Column) -> Row | None:
     """The best row of a column, where it leads the next by more than the spread of both.
 
     None for single runs, whose spread nobody knows. Undefended networks, defenses below the line
-    and means over fewer attacks do not compete.
+    and means over fewer runs do not compete.
     """
     rivals = [
         (statistics.fmean(values), deviation(values), row)
