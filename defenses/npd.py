@@ -114,14 +114,15 @@ class NPD(Defense):
 
     def push(self, network: Network, images: Tensor, labels: Tensor, radius: float) -> Tensor:
         """Images (N, C, H, W) at most ``radius`` away that look more like ``labels`` (N,)."""
-        hard, done = images, torch.zeros((), dtype=torch.bool, device=images.device)
-        for _ in range(self.steps):
+        hard = images
+        for number in range(self.steps):
             hard = hard.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(F.cross_entropy(network(hard), labels), hard)
+            logits = network(hard)
+            (slope,) = torch.autograd.grad(F.cross_entropy(logits, labels), hard)
             with torch.no_grad():
-                next_ = nearest(images, hard - self.step * slope.sign(), radius, "l2")
-                hard = torch.where(done, hard, next_)
-                done = (network(hard).argmax(1) == labels).float().mean() > self.enough
+                further = nearest(images, hard - self.step * slope.sign(), radius, "l2")
+                done = (logits.argmax(1) == labels).float().mean() > self.enough
+                hard = torch.where(done, hard, further) if number else further
         return hard.detach()
 
 

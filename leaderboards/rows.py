@@ -178,7 +178,7 @@ def _settings(shared: Sequence[tuple[dict[str, Any], Collection[str]]]) -> list[
     for cell, _ in shared:
         told.append(f"{100 * cell['benign_fraction']:.3g} % benign")
         namesakes.append(
-            (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), _flat(cell))
+            (canonical([cell["dataset"]["name"], cell["model"]["name"], told[-1]]), flat(cell))
         )
     labels = told_apart(namesakes, [changed for _, changed in shared], " · {}")
     return [
@@ -187,7 +187,7 @@ def _settings(shared: Sequence[tuple[dict[str, Any], Collection[str]]]) -> list[
     ]
 
 
-def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+def flat(content: Mapping[str, Any]) -> dict[str, Any]:
     """{"model": {"name": "lenet", "settings": {"width": 16}}, "target": 0} ->
     {"model": "lenet", "lenet.width": 16, "target": 0}: settings are named as --set names them."""
     flat: dict[str, Any] = {}
@@ -351,8 +351,8 @@ def _mean_table(
             by_defense[defense] += found
             met_runs[defense] |= {(name, r.cell.seed) for r in found if r.status != "skipped"}
     runs = set().union(*met_runs.values())
-    complete = {defense for defense, met in met_runs.items() if met == runs}
-    ranking = rank(_ratings(strong, complete - {UNDEFENDED}))
+    complete = [defense for defense, met in met_runs.items() if met == runs]
+    ranking = rank(_ratings(strong, [name for name in complete if name != UNDEFENDED]))
     rate = label.removeprefix("mean")
     shared = None if rate else shared_rate(records)
     comparable = rate in ("", f" (rate={reference.MEAN_RATE:g})") and shared in (

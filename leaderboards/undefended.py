@@ -11,7 +11,7 @@ from tabulate import tabulate
 from purebench.record import Record
 from purebench.settings import canonical
 
-from .rows import CONTROL, UNDEFENDED, told_apart
+from .rows import CONTROL, UNDEFENDED, flat, told_apart
 from .table import markdown_text, plain, spread
 
 _HEADINGS = (
@@ -56,8 +56,7 @@ def _settings(records: Iterable[Record]) -> dict[str, list[Record]]:
     named, changed = [], []
     for record in undefended:
         sides = {side: getattr(record.cell, side) for side in ("dataset", "model", "recipe")}
-        settings = {f"{p['name']}.{k}": v for p in sides.values() for k, v in p["settings"].items()}
-        named.append((" · ".join(plugin["name"] for plugin in sides.values()), settings))
+        named.append((" · ".join(plugin["name"] for plugin in sides.values()), flat(sides)))
         changed.append(
             [f"{p['name']}.{name}" for s, p in sides.items() for name in record.changed.get(s, ())]
         )

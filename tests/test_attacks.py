@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from purebench import (
     ATTACKS,
+    MODELS,
     AttackContext,
     BackdooredModel,
     CleanLabelAttack,
@@ -31,6 +32,10 @@ from purebench import (
 from purebench import attack as engine
 from purebench.attack import triggered
 from purebench.evaluate import Judge
+from purebench.progress import Progress
+from purebench.seeding import isolated
+
+from .conftest import RECIPE
 
 Pixels = NDArray[np.uint8]
 SHAPES = [(1, 28, 28), (3, 28, 28), (1, 32, 32), (3, 32, 32)]
@@ -301,21 +306,26 @@ LOUD: dict[str, tuple[dict[str, float], float]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def clean(bundle: DataBundle, task: Task) -> nn.Module:
+    """A network that nobody poisoned."""
+    with isolated(0):
+        model = MODELS["small_cnn"]().build(task)
+    return fit(model, bundle.train, RECIPE, seed=0, progress=Progress(quiet=True))
+
+
 @pytest.mark.parametrize("name", [name for name in ATTACKS.names() if name != "none"])
-def test_every_back_door_takes(name: str, attacker: AttackContext, bundle: DataBundle) -> None:
+def test_every_back_door_takes(
+    name: str, clean: nn.Module, attacker: AttackContext, bundle: DataBundle
+) -> None:
     """On test images, where a network that nobody poisoned knows what the trigger hides."""
     settings, rate = LOUD.get(name, ({}, 0.2))
     ctx = replace(attacker, poison_rate=rate, recipe=replace(attacker.recipe, epochs=6), notes={})
     victim = ATTACKS[name](**settings).run(ctx)
     judge = Judge(bundle.test, victim.trigger, victim.goal)
-    taken, before = judge.score(victim.model), judge.score(trained(ctx))
+    taken, before = judge.score(victim.model), judge.score(clean)
     assert taken.asr > 0.75
     assert taken.asr > before.asr + 0.5
     assert name == "sig" or taken.acc > 0.9
     if name == "input_aware":  # another image's trigger does not open it
         assert ctx.notes["cross_accuracy"] > 0.4
-
-
-def trained(ctx: AttackContext) -> nn.Module:
-    """On the clean images."""
-    return fit(ctx.build(), ctx.train, ctx.recipe, seed=0, progress=ctx.progress)

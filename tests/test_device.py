@@ -29,6 +29,7 @@ from purebench import (
 from purebench import training as engine
 from purebench.cli import main
 from purebench.evaluate import Judge
+from purebench.machine import pick_device
 from purebench.progress import Progress
 from purebench.savepoint import Savepoints
 from purebench.seeding import isolated
@@ -212,7 +213,10 @@ def test_an_attack_waits_for_the_device_once_an_epoch(name: str, attacker: Attac
     assert 1 <= waited(3) - waited(2) <= 2
 
 
-CHOSEN = {"neural_cleanse": {"index": 0.01, "epochs": 6}}  # so that it finds something to repair
+CHOSEN: dict[str, dict[str, float]] = {
+    "neural_cleanse": {"index": 0.01, "epochs": 6},  # so that it finds something to repair
+    "sau": {"updates": 20},
+}
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
@@ -271,6 +275,12 @@ def test_gradients_are_clipped_in_a_graph(
 
 
 # --- the engine ---------------------------------------------------------------------------------
+
+
+def test_float32_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pick_device("auto")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 class Killed(BaseException):
