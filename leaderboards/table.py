@@ -293,11 +293,16 @@ def _screen(table: Table, width: int | None) -> str:
     table, spared = (table, []) if width is None or table.shown else fitted(table, width)
     lines = [table.title, *_simple(table).split("\n"), *_told(table)]
     if spared:
-        lines.append(
-            f"{len(spared)} column{'s'[: len(spared) > 1]} left out for the width of this "
-            f"terminal: {', '.join(spared)}; leaderboard --columns shows them"
-        )
+        lines.append(left_out(spared, "leaderboard --columns"))
     return "\n".join(map(plain, lines))
+
+
+def left_out(names: Sequence[str], remedy: str) -> str:
+    """What a terminal had no room for, and what shows it."""
+    return (
+        f"{len(names)} column{'s'[: len(names) > 1]} left out for the width of this terminal: "
+        f"{', '.join(names)}; {remedy} shows them"
+    )
 
 
 def fitted(table: Table, width: int) -> tuple[Table, list[str]]:

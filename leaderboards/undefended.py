@@ -12,7 +12,7 @@ from purebench.record import Record
 from purebench.settings import canonical
 
 from .rows import CONTROL, UNDEFENDED, flat, told_apart
-from .table import markdown_text, plain, spread
+from .table import left_out, markdown_text, plain, spread
 
 _HEADINGS = (
     "attack",
@@ -26,28 +26,53 @@ _HEADINGS = (
     "L2 ↓",
     "training s",
 )
+# what a narrow terminal does without, in this order
+_SPARED = ("training s", "L2 ↓", "L-inf ↓", "SSIM ↑", "PSNR dB ↑")
 
 
 def markdown(records: Sequence[Record]) -> str:
     """Every attack and rate, as Markdown; ``lines`` says what it holds."""
-    return _tabulate(records, "pipe", markdown_text, "**{}**\n\n")
+    return _told(records, "pipe", markdown_text, "**{}**\n\n", None)
 
 
-def screen(records: Sequence[Record]) -> str:
-    """Every attack and rate, for a terminal."""
-    return _tabulate(records, "simple", plain, "{}\n")
+def screen(records: Sequence[Record], width: int | None = None) -> str:
+    """Every attack and rate, for a terminal, with the columns that ``width`` has room for."""
+    return _told(records, "simple", plain, "{}\n", width)
 
 
-def _tabulate(records: Sequence[Record], style: str, text: Callable[[str], str], title: str) -> str:
+def _told(
+    records: Sequence[Record],
+    style: str,
+    text: Callable[[str], str],
+    title: str,
+    width: int | None,
+) -> str:
     """A table for each dataset, model and recipe, with a title where there are several."""
     found = _settings(records)
-    align = ["left", *["right"] * (len(_HEADINGS) - 1)]
-    told = []
-    for name, some in found.items():
-        made = [[text(cell) for cell in line] for line in lines(some)]
-        drawn = tabulate(made, _HEADINGS, tablefmt=style, colalign=align, disable_numparse=True)
+    told, spared = [], list[str]()
+    made = {name: [[text(cell) for cell in line] for line in lines(r)] for name, r in found.items()}
+    for name in _SPARED:
+        if width is None or max(len(_drawn(made[n], style, spared)[0]) for n in made) <= width:
+            break
+        spared.append(name)
+    for name, rows in made.items():
+        drawn = "\n".join(_drawn(rows, style, spared))
         told.append((title.format(text(name)) if len(found) > 1 else "") + drawn + "\n")
+    if spared:
+        told.append(left_out([name.strip(" ↑↓") for name in spared], "--format markdown") + "\n")
     return "\n".join(told)
+
+
+def _drawn(rows: Sequence[Sequence[str]], style: str, spared: Sequence[str]) -> list[str]:
+    """The lines of a table without the columns that are ``spared``."""
+    kept = [place for place, heading in enumerate(_HEADINGS) if heading not in spared]
+    return tabulate(
+        [[row[place] for place in kept] for row in rows],
+        [_HEADINGS[place] for place in kept],
+        tablefmt=style,
+        colalign=["right" if place else "left" for place in kept],
+        disable_numparse=True,
+    ).split("\n")
 
 
 def _settings(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -96,6 +96,17 @@ def test_a_table_for_each_dataset_model_and_recipe(other: dict[str, Any]) -> Non
     )
 
 
+def test_a_narrow_terminal_is_told_what_it_has_no_room_for() -> None:
+    whole = undefended.screen([record(90)])
+    room = max(map(len, whole.splitlines()))
+    assert undefended.screen([record(90)], room) == whole
+    narrow = undefended.screen([record(90)], room - 1).splitlines()
+    assert max(map(len, narrow[:-1])) < room
+    assert narrow[0] == whole.splitlines()[0].removesuffix("training s").rstrip()
+    assert narrow[-1].startswith("1 column left out for the width of this terminal: training s;")
+    assert "ASR" in undefended.screen([record(90)], 10)
+
+
 def test_a_training_that_failed_did_not_take() -> None:
     failed = replace(record(90, seed=1), status="failed", before=None, after=None, cost={})
     (line,) = undefended.lines([record(90), failed])

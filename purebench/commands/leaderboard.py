@@ -60,7 +60,8 @@ def main(words: list[str]) -> int:
     try:
         if options["undefended"]:
             undefended = import_module("purebench.leaderboards.undefended")
-            print(getattr(undefended, kind or "screen")(records).rstrip("\n"))
+            room = {} if kind == "markdown" else {"width": _terminal.width()}
+            print(getattr(undefended, kind or "screen")(records, **room).rstrip("\n"))
         elif kind in renders:
             print(renders[kind](records, options["attack"]).rstrip("\n"))
         elif kind:
