@@ -45,23 +45,24 @@ class RobustRecovery(Defense):
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
-    finish: afterwards "rewrite", unless that is found to cost too much, or "none".
-    finish_steps, finish_lr: of rewriting.
+    finish: afterwards "rewrite", unless that costs too much, or "none".
+    finish_epochs, finish_lr: of rewriting; rates are tried in turn, until one does not cost too
+        much.
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
     strengths: tuple[float, ...] = (0.25, 0.12, 0.06, 0.03, 0.015)
-    budget: float = 0.01
+    budget: float = 0.04
     folds: int = 5
     influence: bool = True
     rows: int = 6000
     finish: Literal["rewrite", "none"] = "rewrite"
-    finish_steps: int = 1200
-    finish_lr: float = 0.1
+    finish_epochs: int = 80
+    finish_lr: tuple[float, ...] = (0.1, 0.03)
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0:
@@ -76,9 +77,10 @@ class RobustRecovery(Defense):
             raise ValueError(f"loss {self.loss} is not for target {self.target}")
         if self.reference == "init" and self.target == "outputs":
             raise ValueError("reference init is for target weights: outputs have no use for it")
-        for name in ("finish_steps", "finish_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.finish_epochs < 1:
+            raise ValueError(f"finish_epochs must be at least 1, got {self.finish_epochs}")
+        if not self.finish_lr or min(self.finish_lr) <= 0:
+            raise ValueError(f"finish_lr must be above 0, got {self.finish_lr}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -113,7 +115,7 @@ class RobustRecovery(Defense):
         if self.finish == "none" or len(same) == len(changes):
             return model
         start = time.perf_counter()
-        model = rewritten(model, ctx, self.finish_steps, self.finish_lr)
+        model = rewritten(model, ctx, self.finish_epochs, self.finish_lr)
         ctx.timings["rewriting"] = time.perf_counter() - start
         return model
 

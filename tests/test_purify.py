@@ -45,10 +45,10 @@ from purebench.progress import Progress
 from purebench.storage import sha256
 
 QUIET = Progress(quiet=True)
-FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100, "finish_steps": 4}
+FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100, "finish_epochs": 1}
 SHAPES = ("--architecture", "small_cnn", "--dataset", "shapes", "--device", "cpu")
 SOON = ("--set", *(f"robust_recovery.{name}" for name in
-                   ("strengths=0.1", "rows=100", "finish_steps=4")))  # fmt: skip
+                   ("strengths=0.1", "rows=100", "finish_epochs=1")))  # fmt: skip
 QUICK = (*SHAPES, *SOON)
 
 Answer = tuple[int, str, str]
@@ -467,7 +467,7 @@ def test_purify_from_a_folder(
     assert re.search(r"^ACC +\d+\.\d+% before, \d+\.\d+% after, on 20 benign", out, re.MULTILINE)
     assert "Not known: whether there was a back door, and whether it is gone." in out
     assert all(layer in out for layer in ("conv1", "conv2", "conv3", "head"))
-    assert re.search(r'^rewriting {"taken": (true|false), "epochs": ', out, re.MULTILINE)
+    assert re.search(r'^rewriting {"taken": (null|[.\d]+), "tried": ', out, re.MULTILINE)
     assert "loss_by_epoch" not in out
     before, after = load_file(suspect), load_file(place / "out" / "clean.safetensors")
     assert after.keys() == before.keys()

@@ -242,14 +242,11 @@ def test_rewriting_replaces_weights_and_keeps_answers(
     """The network that teaches is as it was; what it says is learned, whatever the labels are."""
     ctx = replace(defender, notes={})
     model, was = copy.deepcopy(victim.model), victim.model.state_dict()
-    student = distil.rewritten(model, ctx, 200, 0.1)
+    student = distil.rewritten(model, ctx, 20, (0.1, 0.01))
     facts = ctx.notes["rewriting"]
-    assert facts["taken"] is True
-    assert (
-        len(facts["loss_by_epoch"])
-        == facts["epochs"]
-        == round(200 / -(-0.8 * len(ctx.benign) // 32))
-    )
+    assert facts["taken"] == 0.1
+    assert list(facts["tried"]) == ["0.1"]
+    assert len(facts["tried"]["0.1"]["loss_by_epoch"]) == 20
     assert all(torch.equal(t, was[name]) for name, t in model.state_dict().items())
     asked = to_float(ctx.benign.images)
     with torch.no_grad():
@@ -269,7 +266,7 @@ def test_a_network_without_batchnorm_is_rewritten(task: Task, defender: DefenseC
     asked = to_float(ctx.benign.images)
 
     def agreement() -> float:
-        student = distil.rewritten(model, ctx, 200, 0.2)
+        student = distil.rewritten(model, ctx, 20, (0.2,))
         if not ctx.notes["rewriting"]["taken"]:
             return 0.0
         with torch.no_grad():
@@ -282,9 +279,8 @@ def test_a_network_without_batchnorm_is_rewritten(task: Task, defender: DefenseC
         assert agreement() < 0.5
 
 
-@pytest.mark.parametrize(("lr", "told"), [(1e9, "left_out"), (0.1, "benign_drop")])
 def test_rewriting_that_costs_too_much_is_left(
-    victim: BackdooredModel, defender: DefenseContext, lr: float, told: str
+    victim: BackdooredModel, defender: DefenseContext
 ) -> None:
     """A student that gets four in five images wrong is not taken, nor one that diverges."""
     ctx = replace(defender, notes={})
@@ -294,10 +290,35 @@ def test_rewriting_that_costs_too_much_is_left(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "correct", judged)
-        found = distil.rewritten(victim.model, ctx, 8, lr)
+        found = distil.rewritten(victim.model, ctx, 1, (1e9, 0.1))
     assert found is victim.model
-    assert ctx.notes["rewriting"]["taken"] is False
-    assert told in ctx.notes["rewriting"]
+    facts = ctx.notes["rewriting"]
+    assert facts["taken"] is None
+    assert "left_out" in facts["tried"]["1e+09"]
+    assert facts["tried"]["0.1"]["benign_drop"][0] == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(("lost", "taken"), [(3, 0.1), (4, 0.05)])
+def test_the_first_rate_that_does_not_cost_too_much_is_taken(
+    victim: BackdooredModel, defender: DefenseContext, lost: int, taken: float
+) -> None:
+    """Three images in a hundred may go, by no standard error more; the next rate is then tried."""
+    ctx = replace(defender, notes={})
+    students: list[nn.Module] = []
+
+    def judged(model: nn.Module, _: Split) -> Tensor:
+        """The first student loses ``lost`` in a hundred, the second none."""
+        if model is victim.model:
+            return torch.arange(100) >= 0
+        students.append(model)
+        return torch.arange(100) >= (lost if len(students) == 1 else 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "correct", judged)
+        found = distil.rewritten(victim.model, ctx, 1, (0.1, 0.05))
+    assert found is students[-1]
+    assert ctx.notes["rewriting"]["taken"] == taken
+    assert len(ctx.notes["rewriting"]["tried"]) == len(students) == lost - 2
 
 
 def test_gradients_of_rewriting_are_clipped() -> None:
@@ -369,8 +390,9 @@ def test_an_identity_is_not_passed_off(defender: DefenseContext) -> None:
         ({"loss": "l1"}, "loss l1"),
         ({"target": "weights"}, "loss huber"),
         ({"reference": "init"}, "reference"),
-        ({"finish_steps": 0}, "finish_steps"),
-        ({"finish_lr": 0.0}, "finish_lr"),
+        ({"finish_epochs": 0}, "finish_epochs"),
+        ({"finish_lr": ()}, "finish_lr"),
+        ({"finish_lr": (0.1, 0.0)}, "finish_lr"),
     ],
 )
 def test_refuses(settings: dict[str, Any], message: str) -> None:
