@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +13,56 @@ from torch import Tensor, nn
 from purebench.data import Split
 from purebench.errors import NotApplicable
 from purebench.evaluate import accuracy
-from purebench.layers import layer_outputs, norm_after, weight_layers
+from purebench.layers import hooked, layer_inputs, layer_outputs, norm_after, weight_layers
 
 
 @dataclass(eq=False)
 class Channels:
-    """The output channels of one convolution, with the BatchNorm behind it where there is one."""
+    """The output channels of one convolution, with the BatchNorm behind it where there is one.
+
+    head: where a shortcut's outputs are added to theirs, the linear layer that takes the sums. A
+        channel is then one of the sums', as in BackdoorBench, and silent where the head's weights
+        of it are zero.
+    """
 
     name: str
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None
+    head: nn.Linear | None = None
 
     def __len__(self) -> int:
         return self.conv.out_channels
 
-    @torch.no_grad()
     def silence(self, channels: Tensor) -> None:
         """Make these channels' outputs, after the norm, zero for every input."""
+        for weights, places in self._silent(channels):
+            weights.data[places] = 0
+
+    @contextmanager
+    def held(self, channels: Tensor) -> Iterator[None]:
+        """Silent channels stay silent in what is trained as long as the context lasts."""
+        handles = []
+        for weights, places in self._silent(channels):
+            mask = torch.ones_like(weights)
+            mask[places] = 0
+            handles.append(weights.register_hook(mask.mul))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _silent(self, channels: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """(weights, places in them) that are zero where these channels are silent."""
+        if self.head is not None:
+            columns = torch.arange(self.head.in_features).view(len(self), -1)
+            yield self.head.weight, (slice(None), columns[channels.cpu()].flatten())
+            return
         for module in (self.conv, self.norm):
             if module is not None:
-                module.weight[channels] = 0
+                yield module.weight, channels
                 if module.bias is not None:
-                    module.bias[channels] = 0
+                    yield module.bias, channels
 
 
 def convolutions(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Conv2d]]:
@@ -57,7 +88,22 @@ def every_channels(model: nn.Module, images: Tensor) -> list[Channels]:
 def last_channels(model: nn.Module, images: Tensor) -> Channels:
     """Of the last convolution that data passes. NotApplicable where there is none."""
     name, conv = convolutions(model, images)[-1]
-    return Channels(name, conv, norm_after(model, conv, images))
+    norm = norm_after(model, conv, images)
+    return Channels(name, conv, norm, _takes_sums(model, conv, norm or conv, images))
+
+
+def _takes_sums(
+    model: nn.Module, conv: nn.Conv2d, last: nn.Module, images: Tensor
+) -> nn.Linear | None:
+    """The linear layer behind the convolution, where something else reaches it than what ``last``,
+    the convolution or its norm, gives: a shortcut."""
+    layers = [layer for _, layer in weight_layers(model, images)]
+    head = next(iter(layers[layers.index(conv) + 1 :]), None)
+    if not isinstance(head, nn.Linear) or head.in_features % conv.out_channels:
+        return None
+    with hooked([last], lambda _, __, output: torch.zeros_like(output)):
+        (rest,) = layer_inputs(model, head, images[:2])
+    return head if rest.any() else None
 
 
 def outliers(values: Tensor, u: float) -> Tensor:
@@ -67,8 +113,13 @@ def outliers(values: Tensor, u: float) -> Tensor:
 
 
 def activity(model: nn.Module, channels: Channels, images: Tensor) -> Tensor:
-    """(C,) mean of each channel's output behind a ReLU, over uint8 images and positions."""
+    """(C,) mean of each channel's output behind a ReLU, over uint8 images and positions; of a sum
+    as it enters the head."""
     total, count = torch.zeros(len(channels), dtype=torch.float64), 0
+    if channels.head is not None:
+        for inputs in layer_inputs(model, channels.head, images):
+            total += inputs.view(len(inputs), len(channels), -1).double().mean(2).sum(0).cpu()
+        return total / len(images)
     for outputs in layer_outputs(model, channels.norm or channels.conv, images):
         total += outputs.relu().double().mean((2, 3)).sum(0).cpu()
         count += len(outputs)

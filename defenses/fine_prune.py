@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from purebench import DEFENSES, DefenseContext
@@ -36,6 +37,5 @@ class FinePrune(FineTune):
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
         Prune(self.budget, self.holdout, self.steps).purify(model, ctx)
         channels = last_channels(model, ctx.benign.images)
-        super().purify(model, ctx)
-        channels.silence(channels.conv.weight.new_tensor(ctx.notes["pruned"]).long())
-        return model
+        with channels.held(torch.tensor(ctx.notes["pruned"], dtype=torch.long)):
+            return super().purify(model, ctx)

@@ -2,7 +2,8 @@
 
 The first half of Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on
 Deep Neural Networks", RAID 2018, arXiv:1805.12185. A channel is silenced in its BatchNorm where it
-has one. How many are pruned is decided on a held-out part of the benign images.
+has one; where a shortcut's outputs are added to it, in the sum, as in BackdoorBench. How many are
+pruned is decided on a held-out part of the benign images.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ from purebench import (
     Split,
     Task,
 )
+from purebench.data import to_float
 from purebench.evaluate import Judge, accuracy
-from purebench.layers import layer_outputs
+from purebench.layers import hooked, layer_outputs
 from purebench.seeding import isolated
 
 channels_module: Any = import_module("purebench.defenses._channels")
@@ -231,6 +232,41 @@ def test_fine_tuning_revives_no_pruned_channel() -> None:
     DEFENSES["fine_prune"]().purify(model, ctx)
     assert ctx.notes["pruned"] == [1]
     assert alive(model) == [0, 2, 3]
+
+
+def residual(task: Task) -> Any:
+    narrow: Any = MODELS["preact_resnet18"]
+    return narrow(width=2).build(task).eval()
+
+
+def test_channels_before_a_sum_are_those_of_the_sum(task: Task, bundle: DataBundle) -> None:
+    """Where the last convolution's outputs are added to a shortcut's the head takes the sums."""
+    model, images = residual(task), bundle.test.images[:50]
+    channels = last_channels(model, images)
+    assert channels.name == "stage4.1.conv2"
+    assert channels.head is model.head
+    sums = torch.cat(list(layer_outputs(model, model.stage4, images)))
+    assert torch.allclose(activity(model, channels, images), sums.double().mean((0, 2, 3)))
+    idle = torch.tensor([0, 5])
+    channels.silence(idle)
+    with torch.no_grad():
+        told = model(to_float(images))
+        with hooked([model.stage4], lambda _, __, sums: sums.index_fill(1, idle, 0)):
+            assert torch.equal(model(to_float(images)), told)
+        with hooked([model.stage4], lambda _, __, sums: sums.index_fill(1, idle + 1, 0)):
+            assert not torch.equal(model(to_float(images)), told)
+
+
+def test_fine_tuning_revives_no_pruned_sum(task: Task, defender: DefenseContext) -> None:
+    ctx, model = replace(defender, notes={}), residual(task)
+    before = copy.deepcopy(model.state_dict())
+    defense: Any = DEFENSES["fine_prune"]
+    after = defense(epochs=1, budget=0.05).purify(model, ctx).state_dict()
+    pruned = torch.tensor(ctx.notes["pruned"])
+    assert 0 < len(pruned) < 16
+    assert not after["head.weight"][:, pruned].any()
+    rest = torch.ones(16, dtype=torch.bool).index_fill(0, pruned, False)
+    assert (after["head.weight"] != before["head.weight"])[:, rest].all()
 
 
 def test_prune_removes_the_back_door_within_its_budget(
