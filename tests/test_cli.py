@@ -212,6 +212,12 @@ def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> 
         bench("leaderboard", "results", "--over", "badnet"), "--over badnet: no .* mean 'badnets'"
     )
     refused(bench("leaderboard", "results", "--over", "a,b"), "names are separated by spaces")
+    attack("--defense", "clp")
+    three, two = (bench("leaderboard", "results", "--over", "badnets", *more).out
+                  for more in ((), ("--defense", "prune")))  # fmt: skip
+    assert "clp" in three
+    assert two == again.out
+    refused(bench("leaderboard", "results", "--defense", "prun"), "no .* mean 'prune'")
     refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
     refused(bench("leaderboard", "results/tables"), "no record there")
     refused(bench("leaderboard", "results", "--formt", "csv"), "did you mean '--format'")

@@ -120,7 +120,9 @@ def test_hostile_names_stay_in_their_cell() -> None:
     assert "a\\|b \\<c>" in text
 
 
-@pytest.mark.parametrize("words", ["--format csv", "--attack blend", "--columns acc", "--top 3"])
+@pytest.mark.parametrize(
+    "words", ["--format csv", "--attack blend", "--defense nad", "--columns acc", "--top 3"]
+)
 def test_other_options_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leaderboard", "x", "--undefended", *words.split()]) == USAGE
     assert "--undefended" in capsys.readouterr().err

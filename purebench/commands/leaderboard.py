@@ -28,6 +28,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=kinds, help="what is printed (default: screen)")
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
     parser.add_argument("--over", nargs="+", default=[], help="of these attacks alone, and means")
+    parser.add_argument("--defense", nargs="+", default=[], help="these alone, beside none")
     parser.add_argument("--columns", nargs="+", default=[], help=f"these only, of {COLUMNS}")
     parser.add_argument("--top", metavar="N", help="the first rows of each table only")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
@@ -45,14 +46,15 @@ def main(words: list[str]) -> int:
         raise UsageError(f"--top must be at least 1, got {top}")
     if options["undefended"] and (options["format"] or "screen") not in ("screen", "markdown"):
         raise UsageError("--undefended is for --format screen and markdown")
-    for name in ("attack", "columns", "top"):
+    for name in ("attack", "defense", "columns", "top"):
         if options["undefended"] and options[name]:
             raise UsageError(f"--{name} is nothing to --undefended")
 
     from ..record import read_records
 
     folders = [Path(folder) for folder in options["folder"]]
-    records = _of(read_records(folders), options["over"])
+    records = _of(read_records(folders), "attack", options["over"], "--over")
+    records = _of(records, "defense", options["defense"], "--defense")
     table = import_module("purebench.leaderboards.table")
     renders = {"csv": table.as_csv, "json": table.as_json}
     writes = options["page"] or options["figures"]
@@ -81,12 +83,12 @@ def main(words: list[str]) -> int:
     return OK
 
 
-def _of(records: list[Record], attacks: list[str]) -> list[Record]:
-    """Those of the attacks, if any are named, and of the clean control."""
-    known = {record.cell.attack["name"] for record in records}
+def _of(records: list[Record], side: str, names: list[str], option: str) -> list[Record]:
+    """Those of the attacks, or defenses, that are named, if any, and of ``none``."""
+    present = [getattr(record.cell, side)["name"] for record in records]
     table = import_module("purebench.leaderboards.table")
-    if unknown := [name for name in attacks if name not in known]:
-        hint = table.near_name(unknown[0], known)
-        raise UsageError(f"--over {unknown[0]}: no record of it{hint}")
-    wanted = {*attacks, "none"} if attacks else known
-    return [record for record in records if record.cell.attack["name"] in wanted]
+    if unknown := [name for name in names if name not in present]:
+        hint = table.near_name(unknown[0], set(present))
+        raise UsageError(f"{option} {unknown[0]}: no record of it{hint}")
+    wanted = {*names, "none"} if names else set(present)
+    return [record for record, name in zip(records, present, strict=True) if name in wanted]
