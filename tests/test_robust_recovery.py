@@ -321,6 +321,18 @@ def test_the_first_rate_that_does_not_cost_too_much_is_taken(
     assert len(ctx.notes["rewriting"]["tried"]) == len(students) == lost - 2
 
 
+def test_rewriting_takes_no_more_than_its_steps(
+    victim: BackdooredModel, defender: DefenseContext
+) -> None:
+    """So that whoever has many images does not wait for eighty passes over them."""
+    ctx = replace(defender, notes={})
+    steps = -(-len(ctx.holdout(distil.HELD)[0]) // 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "STEPS", 3 * steps - 1)
+        distil.rewritten(victim.model, ctx, 80, (0.01,))
+    assert len(ctx.notes["rewriting"]["tried"]["0.01"]["loss_by_epoch"]) == 2
+
+
 def test_gradients_of_rewriting_are_clipped() -> None:
     """Long ones alone: by the norm of all of them."""
     recipe = Recipe(lr=0.5, momentum=0, weight_decay=0)
