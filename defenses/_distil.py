@@ -25,21 +25,20 @@ HELD = 0.2  # of the benign images, to judge it
 # accuracy on these that may be lost; the suspect network knows them by heart, so that any repair
 # seems to cost more than it does
 PRICE = 0.03
-STEPS = 6000  # at most, however many the images
 
 
 def rewritten(
-    model: nn.Module, ctx: DefenseContext, epochs: int, rates: Sequence[float]
+    model: nn.Module, ctx: DefenseContext, steps: int, rates: Sequence[float]
 ) -> nn.Module:
-    """``model`` after some ``epochs`` on benign images towards its own answers, at a rate that
+    """``model`` after some ``steps`` on benign images towards its own answers, at a rate that
     replaces its weights, so that it forgets what it does not do. Where no BatchNorm keeps such a
-    rate from breaking it, gradients are clipped. With many images the epochs are fewer: ``STEPS``.
+    rate from breaking it, gradients are clipped.
 
     Each of ``rates`` is tried in turn, until one does not lose more than ``PRICE`` on held-out
     benign images. Where all do, or diverge, the network stays as it was.
     """
     rest, held = ctx.holdout(HELD)
-    epochs = max(1, min(epochs, STEPS // -(-len(rest) // BATCH)))
+    epochs = max(1, round(steps / -(-len(rest) // BATCH)))
     facts = ctx.notes["rewriting"] = {"taken": None, "tried": {}}
     for lr in rates:
         told: dict[str, Any] = {}

@@ -46,12 +46,12 @@ class RobustRecovery(Defense):
     influence: outputs matter as much as they move the logits.
     rows: of inputs that a layer is recovered from, at least 100.
     finish: afterwards "rewrite", unless that costs too much, or "none".
-    finish_epochs, finish_lr: of rewriting; rates are tried in turn, until one does not cost too
+    finish_steps, finish_lr: of rewriting; rates are tried in turn, until one does not cost too
         much.
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
@@ -61,7 +61,7 @@ class RobustRecovery(Defense):
     influence: bool = True
     rows: int = 6000
     finish: Literal["rewrite", "none"] = "rewrite"
-    finish_epochs: int = 80
+    finish_steps: int = 1200
     finish_lr: tuple[float, ...] = (0.1, 0.03)
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ class RobustRecovery(Defense):
             raise ValueError(f"loss {self.loss} is not for target {self.target}")
         if self.reference == "init" and self.target == "outputs":
             raise ValueError("reference init is for target weights: outputs have no use for it")
-        if self.finish_epochs < 1:
-            raise ValueError(f"finish_epochs must be at least 1, got {self.finish_epochs}")
+        if self.finish_steps < 1:
+            raise ValueError(f"finish_steps must be at least 1, got {self.finish_steps}")
         if not self.finish_lr or min(self.finish_lr) <= 0:
             raise ValueError(f"finish_lr must be above 0, got {self.finish_lr}")
 
@@ -115,7 +115,7 @@ class RobustRecovery(Defense):
         if self.finish == "none" or len(same) == len(changes):
             return model
         start = time.perf_counter()
-        model = rewritten(model, ctx, self.finish_epochs, self.finish_lr)
+        model = rewritten(model, ctx, self.finish_steps, self.finish_lr)
         ctx.timings["rewriting"] = time.perf_counter() - start
         return model
 

@@ -20,21 +20,21 @@ from ._distil import rewritten
 @DEFENSES.register("self_distill")
 @dataclass(frozen=True)
 class SelfDistill(Defense):
-    """epochs, lr: of SGD with a cosine schedule; rates are tried in turn, until one does not cost
+    """steps, lr: of SGD with a cosine schedule; rates are tried in turn, until one does not cost
     too much.
     """
 
     paper: ClassVar[str] = "control"
     default: ClassVar[bool] = False
-    revision: ClassVar[int] = 3
-    epochs: int = 80
+    revision: ClassVar[int] = 4
+    steps: int = 1200
     lr: tuple[float, ...] = (0.1, 0.03)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.lr or min(self.lr) <= 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
 
     def purify(self, model: nn.Module, ctx: DefenseContext) -> nn.Module:
-        return rewritten(model, ctx, self.epochs, self.lr)
+        return rewritten(model, ctx, self.steps, self.lr)

@@ -45,10 +45,10 @@ from purebench.progress import Progress
 from purebench.storage import sha256
 
 QUIET = Progress(quiet=True)
-FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100, "finish_epochs": 1}
+FAST: dict[str, Any] = {"strengths": (0.1,), "rows": 100, "finish_steps": 4}
 SHAPES = ("--architecture", "small_cnn", "--dataset", "shapes", "--device", "cpu")
 SOON = ("--set", *(f"robust_recovery.{name}" for name in
-                   ("strengths=0.1", "rows=100", "finish_epochs=1")))  # fmt: skip
+                   ("strengths=0.1", "rows=100", "finish_steps=4")))  # fmt: skip
 QUICK = (*SHAPES, *SOON)
 
 Answer = tuple[int, str, str]
