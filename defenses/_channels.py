@@ -103,7 +103,7 @@ def _takes_sums(
         return None
     with hooked([last], lambda _, __, output: torch.zeros_like(output)):
         (rest,) = layer_inputs(model, head, images[:2])
-    return head if rest.any() else None
+    return head if rest.ndim == 2 and rest.any() else None
 
 
 def outliers(values: Tensor, u: float) -> Tensor:
