@@ -118,7 +118,7 @@ def activity(model: nn.Module, channels: Channels, images: Tensor) -> Tensor:
     total, count = torch.zeros(len(channels), dtype=torch.float64), 0
     if channels.head is not None:
         for inputs in layer_inputs(model, channels.head, images):
-            total += inputs.view(len(inputs), len(channels), -1).double().mean(2).sum(0).cpu()
+            total += inputs.reshape(len(inputs), len(channels), -1).double().mean(2).sum(0).cpu()
         return total / len(images)
     for outputs in layer_outputs(model, channels.norm or channels.conv, images):
         total += outputs.relu().double().mean((2, 3)).sum(0).cpu()
