@@ -39,6 +39,7 @@ def rewritten(
     """
     rest, held = ctx.holdout(HELD)
     epochs = max(1, round(steps / -(-len(rest) // BATCH)))
+    before = correct(model, held)
     facts = ctx.notes["rewriting"] = {"taken": None, "tried": {}}
     for lr in rates:
         told: dict[str, Any] = {}
@@ -55,7 +56,7 @@ def rewritten(
         except Diverged as reason:
             told["left_out"] = str(reason)
             continue
-        drop, error = accuracy_lost(correct(model, held), correct(student, held))
+        drop, error = accuracy_lost(before, correct(student, held))
         told["benign_drop"] = [round(drop, 6), round(error, 6)]
         if drop <= PRICE + 1e-9:  # counts over counts: ties are meant
             facts["taken"] = lr

@@ -52,7 +52,7 @@ def _told(
     told, spared = [], list[str]()
     made = {name: [[text(cell) for cell in line] for line in lines(r)] for name, r in found.items()}
     for name in _SPARED:
-        if width is None or max(len(_drawn(made[n], style, spared)[0]) for n in made) <= width:
+        if width is None or all(len(_drawn(r, style, spared)[0]) <= width for r in made.values()):
             break
         spared.append(name)
     for name, rows in made.items():

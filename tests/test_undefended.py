@@ -105,6 +105,7 @@ def test_a_narrow_terminal_is_told_what_it_has_no_room_for() -> None:
     assert narrow[0] == whole.splitlines()[0].removesuffix("training s").rstrip()
     assert narrow[-1].startswith("1 column left out for the width of this terminal: training s;")
     assert "ASR" in undefended.screen([record(90)], 10)
+    assert undefended.screen([], 10) == ""
 
 
 def test_a_training_that_failed_did_not_take() -> None:
