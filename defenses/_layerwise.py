@@ -199,10 +199,13 @@ def refit_layer(
     layer: WeightLayer,
     wanted: Wanted,
     strength: float,
+    activity: float,
     rounds: int,
 ) -> float:
     """Make ``layer`` give what is wanted from what now enters it, as far as ``robust_ridge`` finds
     it there; returns the effective rank, the mean over groups.
+
+    activity: power of an input's mean absolute value that is its scale.
 
     An offset goes into the layer's bias, or into the running mean of a BatchNorm that alone takes
     the layer's outputs, whose variance and affine part stay. Where there is neither, as before the
@@ -219,9 +222,12 @@ def refit_layer(
     for group, X in enumerate(inputs):
         part = slice(group * each, (group + 1) * each)
         own = None if weights is None else weights[:, part]
+        active = X.abs().mean(0)
         found = robust_ridge(
-            X, outputs[:, part], strength, weights=own, intercept=intercept, rounds=rounds
-        )
+            X, outputs[:, part], strength, weights=own,
+            scale=(active / active.mean().clamp_min(torch.finfo(X.dtype).tiny)) ** activity,
+            intercept=intercept, rounds=rounds,
+        )  # fmt: skip
         layer.weight[part] = found.weight.T.view_as(layer.weight[part])
         offset[part] = found.offset
         kept += found.effective_rank / len(inputs)

@@ -5,7 +5,8 @@ Recovery: An Approach with Theoretical Guarantee in One-Hidden-Layer Case", IEEE
 arXiv:2407.11031. Ours carries the method to deep networks. It walks the layers in the order data
 flows, each met with the inputs of the already recovered network, and regresses on those inputs
 either what the layer of the suspect network gave (``outputs``), or, as the paper does, its weights
-(``weights``). In a residual block each convolution is recovered alone, on its own inputs. A
+(``weights``). Of outputs, inputs that benign images leave idle have the lesser claim to weight, the
+more so the later the layer: there a back door waits in channels of its own (Liu et al. 2018). In a residual block each convolution is recovered alone, on its own inputs. A
 BatchNorm keeps its variance and affine part; what the regression shifts goes into its running mean,
 where no shortcut passes it by. Where there is neither such a BatchNorm nor a bias, as before the
 sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's
@@ -44,6 +45,8 @@ class RobustRecovery(Defense):
         is not found to lose more, by a standard error, else the last.
     folds: parts of the benign images that it is measured across, at least 2.
     influence: outputs matter as much as they move the logits.
+    activity: of outputs, power of how active benign images keep an input that is its claim to
+        weight, at the last layer; from 0 at the first it grows in equal steps; at least 0.
     rows: of inputs that a layer is recovered from, at least 100.
     finish: afterwards "rewrite", unless that costs too much, or "none".
     finish_steps, finish_lr: of rewriting; rates are tried in turn, until one does not cost too
@@ -51,14 +54,15 @@ class RobustRecovery(Defense):
     """
 
     paper: ClassVar[str] = "Lu, Huang, Wang 2024, arXiv:2407.11031"
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
     target: Literal["outputs", "weights"] = "outputs"
     loss: Literal["huber", "l1", "l2"] = "huber"
     reference: Literal["zero", "init"] = "zero"
     strengths: tuple[float, ...] = (0.25, 0.12, 0.06, 0.03, 0.015)
-    budget: float = 0.04
+    budget: float = 0.02
     folds: int = 5
     influence: bool = True
+    activity: float = 1.0
     rows: int = 6000
     finish: Literal["rewrite", "none"] = "rewrite"
     finish_steps: int = 1200
@@ -71,6 +75,8 @@ class RobustRecovery(Defense):
             raise ValueError(f"budget must be at least 0 and below 1, got {self.budget}")
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, got {self.folds}")
+        if not 0 <= self.activity < float("inf"):
+            raise ValueError(f"activity must be at least 0, got {self.activity}")
         if self.rows < 100:
             raise ValueError(f"rows must be at least 100, got {self.rows}")
         if self.loss == {"outputs": "l1", "weights": "huber"}[self.target]:
@@ -135,11 +141,13 @@ class RobustRecovery(Defense):
         ctx: DefenseContext,
     ) -> Iterator[dict[str, Any]]:
         """Recover ``model`` in place, a layer at a time; yields the facts of each."""
-        for name, layer in weight_layers(model, images):
+        layers = weight_layers(model, images)
+        for depth, (name, layer) in enumerate(layers):
             old = layer.weight.detach().clone()
             if self.target == "outputs":
+                activity = self.activity * depth / max(1, len(layers) - 1)
                 rounds = 2 if self.loss == "huber" else 0
-                kept = refit_layer(model, layer, asked[name], strength, rounds)
+                kept = refit_layer(model, layer, asked[name], strength, activity, rounds)
             else:
                 start = None if ctx.initial is None else ctx.initial[f"{name}.weight"]
                 kept = project_layer(model, layer, images, strength, self.loss == "l1", start)

@@ -53,6 +53,20 @@ def test_without_an_intercept(rng: torch.Generator) -> None:
     assert not fit.offset.any()
 
 
+def test_a_scale_says_which_inputs_are_penalised_less(rng: torch.Generator) -> None:
+    """The penalty written out: r |v / scale|^2, r a share of the scaled inputs' mean variance."""
+    X, Z = problem(rng)
+    scale = torch.linspace(0, 2, 12, dtype=torch.float64)
+    fit = robust_ridge(X, Z, 0.3, scale=scale, rounds=0, tolerance=1e-10)
+    assert not fit.weight[0].any()
+    X, scale = X[:, 1:], scale[1:]
+    S = (X - X.mean(0)).T @ (X - X.mean(0)) / len(X)
+    r = 0.3 * (S.diagonal() * scale**2).sum() / 12
+    v = torch.linalg.solve(S + r * torch.diag(scale**-2), (X - X.mean(0)).T @ Z / len(X))
+    torch.testing.assert_close(fit.weight[1:], v)
+    torch.testing.assert_close(fit.offset, Z.mean(0) - X.mean(0) @ v)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
 def test_inputs_that_never_vary_explain_nothing(rng: torch.Generator, value: float) -> None:
     """As behind a layer that is dead: no weight, and the mean as the offset."""
@@ -124,6 +138,11 @@ def test_refuses(X: Tensor, Z: Tensor, strength: float, message: str) -> None:
 def test_refuses_weights_of_another_shape() -> None:
     with pytest.raises(ValueError, match="weights"):
         robust_ridge(torch.zeros(3, 2), torch.zeros(3, 2), 0.1, weights=torch.zeros(3, 1))
+
+
+def test_refuses_a_scale_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="scale"):
+        robust_ridge(torch.zeros(3, 2), torch.zeros(3, 2), 0.1, scale=torch.zeros(3))
 
 
 def test_excited_basis(rng: torch.Generator) -> None:

@@ -60,10 +60,10 @@ def awkward_network() -> Any:
     return model
 
 
-def refit(model: nn.Module, x: Tensor, strength: float, rounds: int = 0) -> None:
+def refit(model: nn.Module, x: Tensor, strength: float, activity: float = 1) -> None:
     asked = layerwise.wanted(model, x, 5000, None)
     for name, layer in weight_layers(model, x):
-        layerwise.refit_layer(model, layer, asked[name], strength, rounds)
+        layerwise.refit_layer(model, layer, asked[name], strength, activity, 0)
 
 
 def test_a_weak_refit_changes_nothing() -> None:
@@ -85,6 +85,24 @@ def test_what_benign_inputs_do_not_excite_is_lost() -> None:
     new = model.head.weight.detach().view(4, 2, 8, 8)
     assert new[:, :, :2].abs().max() < 1e-5
     torch.testing.assert_close(new[:, :, 2:], old[:, :, 2:], rtol=1e-2, atol=1e-2)
+
+
+def test_idle_inputs_have_the_lesser_claim() -> None:
+    """Of pixels that vary alike, those that are seldom lit lose more; by activity 0, no more."""
+    x = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    x[:, :, :4] = 255 * (torch.rand(2000, 1, 4, 8, generator=rng) < 0.2)
+    x[:, :, 4:] = 255 * (torch.rand(2000, 1, 4, 8, generator=rng) < 0.8)
+    kept = {}
+    for activity in (0, 1):
+        model = chain(flatten=nn.Flatten(), head=nn.Linear(64, 3))
+        model.head.weight.data.fill_(1)
+        refit(model, x, 0.25, activity)
+        kept[activity] = model.head.weight.detach().view(3, 2, 32).mean((0, 2))
+    torch.testing.assert_close(kept[0], torch.full((2,), 0.8), atol=0.03, rtol=0)
+    squares = torch.tensor([0.4, 1.6]).square()  # of the scales
+    share = squares / (squares + 0.25 * squares.mean())
+    torch.testing.assert_close(kept[1], share, atol=0.03, rtol=0)
 
 
 def residual_network() -> Any:
@@ -118,7 +136,7 @@ def test_an_offset_goes_where_only_this_layer_feels_it() -> None:
         with torch.no_grad():
             shifted = model(to_float(x))
         handle.remove()
-        layerwise.refit_layer(model, layer, asked, 1e-9, 0)
+        layerwise.refit_layer(model, layer, asked, 1e-9, 1, 0)
         with torch.no_grad():
             after = model(to_float(x))
         if taken:
@@ -388,6 +406,8 @@ def test_an_identity_is_not_passed_off(defender: DefenseContext) -> None:
         ({"budget": 1.0}, "budget"),
         ({"folds": 1}, "folds"),
         ({"rows": 10}, "rows"),
+        ({"activity": -1.0}, "activity"),
+        ({"activity": float("nan")}, "activity"),
         ({"loss": "l1"}, "loss l1"),
         ({"target": "weights"}, "loss huber"),
         ({"reference": "init"}, "reference"),

@@ -3,6 +3,7 @@
 A layer takes rows x to z = W x. What benign rows do not excite, they cannot vouch for, and a back
 door can hide there. The ridge solution of z on x is W seen through S (S + r)^-1, S the covariance
 of x: directions that benign data excite come back whole, the others shrink to nothing, smoothly.
+With a scale an input has the less claim to weight the smaller its scale is.
 Residual rows count less the larger they are (Huber 1964), for a channel that carries a back door
 leaves its outliers in z. After Lu, Huang and Wang, arXiv:2407.11031, who regress the weights
 themselves and with L1; the regression of outputs, layer by layer, is this project's.
@@ -37,20 +38,22 @@ def robust_ridge(
     strength: float,
     *,
     weights: Tensor | None = None,
+    scale: Tensor | None = None,
     intercept: bool = True,
     rounds: int = 2,
     tolerance: float = 1e-3,
 ) -> Refit:
-    """min over v, c of sum_s w_s huber(z_s - x_s v - c) + r |v|^2, for each column of Z.
+    """min over v, c of sum_s w_s huber(z_s - x_s v - c) + r |v / scale|^2, for each column of Z.
 
     All columns are solved together by conjugate gradients, which meet the weights of a column
     only in products; the common part of the weights is factored once and preconditions them.
 
     Args:
         X: (N, k) rows of inputs. Z: (N, c) what they are to be mapped to. One floating type.
-        strength: r as a share of the mean variance of the inputs, above 0; without an intercept,
-            of their mean second moment.
+        strength: r as a share of the mean variance of the inputs times their scale, above 0;
+            without an intercept, of their mean second moment.
         weights: (N, c), not negative: how much a row matters to a column; None: all alike.
+        scale: (k,), not negative: how readily an input is given weight, 0 being never; None: 1.
         intercept: whether there is a c; where a layer has nowhere to put it, c is 0.
         rounds: of reweighting towards the Huber loss; 0 is least squares.
         tolerance: of the solution, relative, in the norm of the problem.
@@ -62,10 +65,14 @@ def robust_ridge(
         raise ValueError(f"X (N, k) and Z (N, c) need equal N > 0, got {X.shape} and {Z.shape}")
     if weights is not None and weights.shape != Z.shape:
         raise ValueError(f"weights must be {tuple(Z.shape)}, got {tuple(weights.shape)}")
+    if scale is not None and scale.shape != X.shape[1:]:
+        raise ValueError(f"scale must be {tuple(X.shape[1:])}, got {tuple(scale.shape)}")
     if not strength > 0:
         raise ValueError(f"strength must be above 0, got {strength}")
     if not (X.isfinite().all() and Z.isfinite().all()):
         raise ValueError("X and Z must be finite")
+    if scale is not None:
+        X = X * scale
     least = torch.finfo(X.dtype).eps * X.square().mean() + torch.finfo(X.dtype).tiny
     centre = X.mean(0) if intercept else torch.zeros_like(X[0])
     X = X - centre
@@ -85,7 +92,8 @@ def robust_ridge(
         floor = torch.finfo(X.dtype).eps * Z.abs().amax(0) + torch.finfo(X.dtype).tiny
         trust = ((corner + floor) / (residual + floor)).clamp_max(1)
         solution, offset = solve(importance * trust, solution)
-    return Refit(solution, offset - centre @ solution, float(kept))
+    offset = offset - centre @ solution
+    return Refit(solution if scale is None else solution * scale[:, None], offset, float(kept))
 
 
 def _positive(weights: Tensor) -> Tensor:
