@@ -6,13 +6,14 @@ arXiv:2407.11031. Ours carries the method to deep networks. It walks the layers 
 flows, each met with the inputs of the already recovered network, and regresses on those inputs
 either what the layer of the suspect network gave (``outputs``), or, as the paper does, its weights
 (``weights``). Of outputs, inputs that benign images leave idle have the lesser claim to weight, the
-more so the later the layer: there a back door waits in channels of its own (Liu et al. 2018). In a residual block each convolution is recovered alone, on its own inputs. A
-BatchNorm keeps its variance and affine part; what the regression shifts goes into its running mean,
-where no shortcut passes it by. Where there is neither such a BatchNorm nor a bias, as before the
-sum of a residual block, the regression goes through the origin. Where benign inputs span a layer's
-whole input space its weights stay as they are: such layers are named in the record, and where all
-are, a warning is. At the end the recovered network is rewritten: trained towards its own answers,
-which are clean, at a high rate; else ten poisoned samples bring most back doors back.
+more so the later the layer: there a back door waits in channels of its own (Liu et al. 2018). In a
+residual block each convolution is recovered alone, on its own inputs. A BatchNorm keeps its
+variance and affine part; what the regression shifts goes into its running mean, where no shortcut
+passes it by. Where there is neither such a BatchNorm nor a bias, as before the sum of a residual
+block, the regression goes through the origin. Where benign inputs span a layer's whole input space
+its weights stay as they are: such layers are named in the record, and where all are, a warning is.
+At the end the recovered network is rewritten: trained towards its own answers, which are clean, at
+a high rate; else ten poisoned samples bring most back doors back.
 """
 
 from __future__ import annotations
