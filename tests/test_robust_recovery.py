@@ -105,6 +105,24 @@ def test_idle_inputs_have_the_lesser_claim() -> None:
     torch.testing.assert_close(kept[1], share, atol=0.03, rtol=0)
 
 
+def test_claims_grow_with_depth(victim: BackdooredModel, defender: DefenseContext) -> None:
+    """From power 0 at the first layer to ``activity`` at the last, in equal steps."""
+    module: Any = import_module("purebench.defenses.robust_recovery")
+    powers = []
+
+    def note(*words: Any) -> float:
+        powers.append(words[4])
+        return layerwise.refit_layer(*words)  # type: ignore[no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "refit_layer", note)
+        defense = robust_recovery(activity=0.6, strengths=(0.1,), finish="none")
+        ctx = replace(defender, notes={}, timings={})
+        defense.purify(copy.deepcopy(victim.model), ctx)
+    assert len(powers) > 2
+    assert powers == pytest.approx([0.6 * i / (len(powers) - 1) for i in range(len(powers))])
+
+
 def residual_network() -> Any:
     """A stem that a BatchNorm and a shortcut share, and a block that ends in a sum."""
     task = Task((2, 16, 16), 4, (0.5,) * 2, (0.25,) * 2)
