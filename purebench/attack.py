@@ -27,18 +27,23 @@ class Goal:
 
     target: the class, in 0..K-1 (all-to-one).
     all_to_all: each class y is to become y + 1 mod K; ``target`` then plays no part.
+    source: the one class that is to be taken for the target; None: every class.
     """
 
     num_classes: int
     target: int = 0
     all_to_all: bool = False
+    source: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.target < self.num_classes:
-            raise UsageError(
-                f"target class {self.target} does not exist: the dataset has classes 0 to "
-                f"{self.num_classes - 1}"
-            )
+        for name, label in (("target", self.target), ("source", self.source)):
+            if label is not None and not 0 <= label < self.num_classes:
+                raise UsageError(
+                    f"{name} class {label} does not exist: the dataset has classes 0 to "
+                    f"{self.num_classes - 1}"
+                )
+        if self.source == self.target:
+            raise UsageError(f"class {self.target} is the source and the target")
 
     def labels(self, true: Tensor) -> Tensor:
         """The attacker's labels (N,) for images of these true classes."""
@@ -48,7 +53,8 @@ class Goal:
 
     def eligible(self, true: Tensor) -> Tensor:
         """Mask (N,) of images on which the attack can succeed: not of the target class already."""
-        return self.labels(true) != true
+        wanted = self.labels(true) != true
+        return wanted if self.source is None else wanted & (true == self.source)
 
 
 @dataclass(eq=False)
@@ -151,33 +157,37 @@ class Attack(ABC):
         """The trigger for images (C, H, W). An artifact fills its tensors when it is loaded, so
         a trigger that ``run`` learns is returned untrained here."""
 
+    def aim(self, goal: Goal) -> Goal:
+        """What this attack makes of a goal: the same, or of its source class alone. UsageError
+        where it is not defined for it."""
+        if goal.all_to_all and not self.all_to_all:
+            raise UsageError(f"attack {self.name} is not defined all-to-all")
+        return goal
+
     def candidates(self, labels: Tensor, goal: Goal) -> Tensor:
         """Indices of the images that may be poisoned: all of them; the target class under
-        clean-label."""
-        if self.clean_label:
-            return torch.nonzero(labels == goal.target).flatten()
+        clean-label; the source class where the attack has one."""
+        source = goal.target if self.clean_label else self.aim(goal).source
+        if source is not None:
+            return torch.nonzero(labels == source).flatten()
         return torch.arange(len(labels), device=labels.device)
 
     def poison_count(self, labels: Tensor, goal: Goal, rate: float) -> int:
         """How many images ``rate`` means. UsageError where it is none, or more than there are."""
         pool = len(self.candidates(labels, goal))
-        whole = (
-            f"the {pool} images of target class {goal.target}"
-            if self.clean_label
-            else (f"the {pool} training images")
-        )
-        count = round(rate * pool)
-        if not 0 < rate <= 1 or count < 1:
+        size = pool if self.clean_label else len(labels)
+        whole = f"images of target class {goal.target}" if self.clean_label else "training images"
+        count = round(rate * size)
+        if not 0 < rate <= 1 or not 1 <= count <= pool:
             raise UsageError(
-                f"poison rate {rate} poisons {max(count, 0)} of {whole}; attack {self.name} "
-                f"takes {1 / pool:.2g} to 1"
+                f"poison rate {rate} poisons {max(count, 0)} of the {size} {whole}; attack "
+                f"{self.name} takes {1 / size:.2g} to {pool / size:.2g}"
             )
         return count
 
     def check(self, labels: Tensor, goal: Goal, rate: float) -> None:
         """Refuse, before any training, what this attack cannot do (UsageError)."""
-        if goal.all_to_all and not self.all_to_all:
-            raise UsageError(f"attack {self.name} is not defined all-to-all")
+        self.aim(goal)
         self.poison_count(labels, goal, rate)
 
 
@@ -214,15 +224,25 @@ class PoisoningAttack(Attack):
         """Likewise for cover images, which teach the network what the trigger is not."""
         raise NotImplementedError(f"attack {self.name} has cover images and does not make them")
 
+    def cover_candidates(self, labels: Tensor, goal: Goal) -> Tensor:
+        """Indices of the images that may be cover images: those that may be poisoned; where the
+        attack has a source class, those of all but it and the target's."""
+        source = self.aim(goal).source
+        if source is not None:
+            return torch.nonzero((labels != source) & (labels != goal.target)).flatten()
+        return self.candidates(labels, goal)
+
     def cover_count(self, labels: Tensor, goal: Goal, rate: float) -> int:
         """How many cover images there are. UsageError where too few images are left for them."""
-        poisoned, pool = self.poison_count(labels, goal, rate), len(self.candidates(labels, goal))
-        count = round(self.cover_ratio * poisoned)
-        if poisoned + count > pool:
+        poisoned = self.poison_count(labels, goal, rate)
+        pool, count = len(self.cover_candidates(labels, goal)), round(self.cover_ratio * poisoned)
+        shared = self.aim(goal).source is None  # poisoned and cover images come from one pool
+        if count + shared * poisoned > pool:
+            most = pool / len(labels) / (self.cover_ratio + shared)
             raise UsageError(
                 f"poison rate {rate} with {self.cover_ratio:g} cover images for each poisoned one "
-                f"changes {poisoned + count} of {pool} images; attack {self.name} takes rates to "
-                f"{1 / (1 + self.cover_ratio):.2g}"
+                f"changes {poisoned + count} of {len(labels)} images; attack {self.name} takes "
+                f"rates to {most:.2g}"
             )
         return count
 
@@ -232,11 +252,13 @@ class PoisoningAttack(Attack):
 
     def draw(self, ctx: AttackContext) -> tuple[Tensor, Tensor]:
         """Indices of the images to poison and of the cover images, each sorted."""
-        given = ctx.train.labels, ctx.goal, ctx.poison_rate
-        pool = self.candidates(*given[:2]).cpu()
+        where = ctx.train.labels, ctx.goal
+        may, may_cover = self.candidates(*where).cpu(), self.cover_candidates(*where).cpu()
+        pool = torch.cat([may, may_cover]).unique()
         order = pool[torch.randperm(len(pool), generator=ctx.generator("poisoned"))]
-        counts = [self.poison_count(*given), self.cover_count(*given)]
-        poisoned, cover, _ = order.split([*counts, len(order) - sum(counts)])
+        poisoned = order[torch.isin(order, may)][: self.poison_count(*where, ctx.poison_rate)]
+        rest = order[torch.isin(order, may_cover) & ~torch.isin(order, poisoned)]
+        cover = rest[: self.cover_count(*where, ctx.poison_rate)]
         device = ctx.train.labels.device
         return poisoned.sort().values.to(device), cover.sort().values.to(device)
 
@@ -282,7 +304,8 @@ class PoisoningAttack(Attack):
             static=True,
         )
         planted = Planted.between(ctx.train, split)
-        return BackdooredModel(model, trigger, ctx.goal, indices.cpu(), ctx.notes, planted)
+        goal = self.aim(ctx.goal)
+        return BackdooredModel(model, trigger, goal, indices.cpu(), ctx.notes, planted)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def examine(question: Question, progress: Progress) -> tuple[Scores, str]:
         trigger, told = picture_trigger(question.trigger, source.test.shape), question.trigger.name
     if goal is None:
         goal = Goal(source.num_classes, config.target, config.all_to_all)
+        goal = attack.aim(goal) if attack else goal
     aim = "each class y taken for y + 1" if goal.all_to_all else f"target {goal.target}"
+    aim += "" if goal.source is None else f", source {goal.source}"
     own = open_model(question.model, architecture, source.test.shape, question.mean, question.std)
     check_classes(own, source.num_classes, f"dataset {config.dataset}")
     for remark in own.remarks:
@@ -123,7 +125,6 @@ def fixed_trigger(attack: Attack, shape: torch.Size, seed: int) -> nn.Module:
     if (
         not isinstance(attack, PoisoningAttack)
         or own.learn_trigger is not PoisoningAttack.learn_trigger
-        or own.run is not PoisoningAttack.run
     ):
         raise UsageError(
             f"the trigger of attack {attack.name} is learnt with a network: give its folder, "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .attack import triggered
 from .runner import Victim
 from .seeding import generator
 
@@ -39,16 +41,17 @@ def residual(clean: Tensor, marked: Tensor) -> Tensor:
 
 
 def rows(victim: Victim) -> list[Row]:
-    """One test image of each of the first classes that can be attacked, drawn from the seed."""
-    judge = victim.judge
-    order = torch.randperm(len(judge.eligible), generator=generator(victim.seed, "gallery"))
-    order = order.to(judge.eligible.device)
-    labels = judge.triggered.labels[order]
+    """One test image of each of the first classes but the target, drawn from the seed, source
+    class or not."""
+    test, model = victim.judge.test, victim.model
+    eligible = torch.nonzero(replace(model.goal, source=None).eligible(test.labels)).flatten()
+    order = torch.randperm(len(eligible), generator=generator(victim.seed, "gallery"))
+    shown = test[eligible[order.to(eligible.device)]]
     found = []
-    for label in labels.unique()[:_MOST].tolist():
-        place = order[torch.nonzero(labels == label)[0, 0]]
-        clean = judge.test.images[judge.eligible[place]]
-        found.append(Row(str(label), clean.cpu(), judge.triggered.images[place].cpu()))
+    for label in shown.labels.unique()[:_MOST].tolist():
+        clean = shown.images[shown.labels == label][:1]
+        marked = triggered(model.trigger, clean)
+        found.append(Row(str(label), clean[0].cpu(), marked[0].cpu()))
     return found
 
 
@@ -56,8 +59,10 @@ def page(victim: Victim, rows: Sequence[Row]) -> bytes:
     """PNG of the victim's trigger on its ``rows``, its distances and the undefended scores."""
     plan, scores, found = victim.plan, victim.scores, victim.stealth
     title = f"{victim.attack.name} on {plan.dataset.name}"
+    source = victim.model.goal.source
     facts = [
-        f"{plan.architecture.name}, seed {victim.seed}, poison rate {plan.rate(victim.attack):g}",
+        f"{plan.architecture.name}, seed {victim.seed}, poison rate {plan.rate(victim.attack):g}"
+        + ("" if source is None else f", source class {source}"),
         f"undefended ACC {scores.acc:.2%}, ASR {scores.asr:.2%}",
     ]
     if found:

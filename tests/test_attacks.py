@@ -296,6 +296,7 @@ def test_all_to_all_takes(attacker: AttackContext, bundle: DataBundle) -> None:
 
 # whoever is too faint for 16x16 pixels and six epochs is made louder: settings, poison rate
 LOUD: dict[str, tuple[dict[str, float], float]] = {
+    "adaptive_patch": ({"size": 4}, 0.2),
     "bpp": ({"levels": 2}, 0.2),
     "clean_label": ({}, 0.9),
     "ftrojan": ({"magnitude": 100.0}, 0.2),

@@ -1,11 +1,12 @@
-"""sig, wanet, bpp, adaptive_blend and low_frequency against definitions computed image by image,
-and what cover images are: changed, yet neither poisoned nor relabelled."""
+"""sig, wanet, bpp, adaptive_blend, adaptive_patch, tact and low_frequency against definitions
+computed image by image, and what cover images are: changed, yet neither poisoned nor relabelled."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ wanet: Any = import_module("purebench.attacks.wanet")
 
 Array = NDArray[Any]
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 20, 24)]
-COVERED = ["wanet", "bpp", "adaptive_blend"]
+COVERED = ["wanet", "bpp", "adaptive_blend", "adaptive_patch"]
 
 
 def context(shape: tuple[int, int, int], *, count: int = 60, **changed: Any) -> AttackContext:
@@ -265,6 +266,117 @@ def test_adaptive_blend_tests_with_the_whole_pattern() -> None:
     assert trigger.alpha == 0.2
 
 
+CORNERS = ((0, 0), (0, -1), (-1, -1), (-1, 0))  # as train_alphas names them
+
+
+def corner(place: tuple[int, int], size: int) -> tuple[slice, slice, slice]:
+    rows, columns = (slice(-size, None) if end else slice(size) for end in place)
+    return slice(None), rows, columns
+
+
+def mixed(added: Array, rest: np.float32, image: Array) -> Array:
+    return image * rest + added
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 28, 28), 8), ((3, 20, 24), 5)])
+def test_adaptive_patch_pixels(shape: tuple[int, int, int], size: int) -> None:
+    """One corner of a planted image is blended at that corner's opacity, the rest untouched."""
+    ctx = context(shape)
+    alphas = (0.5, 0.2, 0.4, 0.3)
+    attack = make("adaptive_patch", size=size, train_alphas=alphas)
+    split, poisoned, trigger = attack.poison(ctx)
+    pattern: Array = trigger.pattern.numpy()  # type: ignore[operator]
+    seen = []
+    for index in [*poisoned.tolist(), *attack.draw(ctx)[1].tolist()]:
+        image = ctx.train.images[index : index + 1]
+        options = []
+        for place, alpha in zip(CORNERS, alphas, strict=True):
+            share, rest = np.float32(alpha), np.float32(1) - np.float32(alpha)
+            whole = one_by_one(image, partial(mixed, pattern * share, rest))
+            expected = image[0].clone()
+            expected[corner(place, size)] = whole[0][corner(place, size)]
+            options.append(torch.equal(split.images[index], expected))
+        assert sum(options) == 1
+        seen.append(options.index(True))
+    assert min(seen.count(number) for number in range(4)) >= 5  # of 45
+
+
+@pytest.mark.parametrize(
+    ("shown", "places"), [(1, CORNERS[:1]), (2, CORNERS[::2]), (3, (*CORNERS[::2], CORNERS[3]))]
+)
+def test_adaptive_patch_tests_with_the_clearest_in_full(
+    shown: int, places: tuple[tuple[int, int], ...]
+) -> None:
+    ctx = context((3, 32, 32))
+    trigger: Any = make("adaptive_patch", shown=shown).poison(ctx)[2]
+    found = triggered(trigger, ctx.train.images)
+    expected = ctx.train.images.clone()
+    for place in places:
+        channels, rows, columns = corner(place, 8)
+        pixels = (trigger.pattern[channels, rows, columns] * 255).round().to(torch.uint8)
+        expected[:, channels, rows, columns] = pixels
+    assert torch.equal(found, expected)
+
+
+# --- a source class -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "target", "source"), [({}, 2, 3), ({}, 5, 0), ({"source": 4}, 2, 4)]
+)
+def test_tact_poisons_its_source_class(settings: dict[str, Any], target: int, source: int) -> None:
+    """9 of 60 images: of the ten of a class."""
+    ctx = context((1, 28, 28), goal=Goal(6, target=target), poison_rate=0.15)
+    attack = make("tact", **settings)
+    split, poisoned, trigger = attack.poison(ctx)
+    again, cover = attack.draw(ctx)
+    assert torch.equal(again, poisoned)
+    assert len(poisoned) == len(cover) == 9
+    assert ctx.train.labels[poisoned].unique().tolist() == [source]
+    assert set(ctx.train.labels[cover].tolist()) <= set(range(6)) - {source, target}
+    assert len(ctx.train.labels[cover].unique()) > 1
+    assert split.labels[poisoned].unique().tolist() == [target]
+    changed = torch.cat([poisoned, cover])
+    expected = triggered(trigger, ctx.train.images[changed])
+    assert torch.equal(split.images[changed], expected)
+    kept = torch.ones(60, dtype=torch.bool)
+    kept[changed] = False
+    assert torch.equal(split.images[kept], ctx.train.images[kept])
+
+
+def test_tact_is_judged_on_its_source_class(attacker: AttackContext, bundle: DataBundle) -> None:
+    """The back door opens for it, and for no third class."""
+    recipe = replace(attacker.recipe, epochs=6)
+    ctx = replace(attacker, poison_rate=0.15, recipe=recipe, notes={})
+    victim = make("tact").run(ctx)
+    assert victim.goal == Goal(bundle.num_classes, target=1, source=2)
+    judge = Judge(bundle.test, victim.trigger, victim.goal)
+    assert judge.triggered.labels.unique().tolist() == [2]
+    assert judge.score(victim.model).asr > 0.9
+    whole = Judge(bundle.test, victim.trigger, replace(victim.goal, source=None))
+    assert whole.score(victim.model).asr < 0.6
+    assert ctx.notes["third_classes_as_target"] < 0.3
+    assert ctx.notes["third_classes_count"] == int(
+        ((bundle.train.labels != 1) & (bundle.train.labels != 2)).sum().clamp(max=1024)
+    )
+
+
+def test_what_tact_refuses() -> None:
+    labels = context((1, 28, 28)).train.labels
+    for source, why in (
+        (2, "class 2 is the source and the target"),
+        (6, "source class 6 does not"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            make("tact", source=source).check(labels, Goal(6, target=2), 0.1)
+    with pytest.raises(UsageError, match=r"poisons 12 of the 60 training images.*0\.017 to 0\.17"):
+        make("tact").check(labels, Goal(6, target=2), 0.2)
+    with pytest.raises(UsageError, match=r"tact takes rates to 0\.13"):
+        make("tact", cover_ratio=5).check(labels, Goal(6, target=2), 0.15)
+    with pytest.raises(UsageError, match="not defined all-to-all"):
+        make("tact").check(labels, Goal(6, all_to_all=True), 0.1)
+
+
 def test_cosines() -> None:
     root = math.sqrt(0.5)
     expected = [[1, math.cos(math.pi / 8), root], [1, math.cos(3 * math.pi / 8), -root]]
@@ -320,7 +432,9 @@ def test_low_frequency_is_learnt_alike_wherever_the_global_generators_stand() ->
 # --- cover images -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("wanet", 2), ("bpp", 1), ("adaptive_blend", 1)])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("wanet", 2), ("bpp", 1), ("adaptive_blend", 1), ("adaptive_patch", 2)]
+)
 def test_cover_images(name: str, ratio: int) -> None:
     """15 of 60 are poisoned."""
     ctx = context((1, 28, 28))
@@ -440,6 +554,13 @@ def test_too_few_images_for_the_cover(name: str, limit: str) -> None:
         ("adaptive_blend", {"pieces": 15}),
         ("adaptive_blend", {"masked": 0.97}),
         ("adaptive_blend", {"cover_ratio": -1.0}),
+        ("adaptive_patch", {"size": 0}),
+        ("adaptive_patch", {"train_alphas": (0.5, 0.5)}),
+        ("adaptive_patch", {"train_alphas": (0.5, 0.5, 0.0, 0.5)}),
+        ("adaptive_patch", {"shown": 5}),
+        ("adaptive_patch", {"cover_ratio": -1.0}),
+        ("tact", {"size": 0}),
+        ("tact", {"cover_ratio": -1.0}),
         ("low_frequency", {"amplitude": 0.0}),
         ("low_frequency", {"waves": 1}),
         ("low_frequency", {"epochs": 0}),
@@ -447,7 +568,7 @@ def test_too_few_images_for_the_cover(name: str, limit: str) -> None:
         ("low_frequency", {"lr": 0.0}),
     ],
 )
-def test_settings_out_of_range(name: str, settings: dict[str, float]) -> None:
+def test_settings_out_of_range(name: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         make(name, **settings)
 
@@ -457,6 +578,8 @@ def test_settings_out_of_range(name: str, settings: dict[str, float]) -> None:
     [
         ("sig", {"frequency": 14.0}),
         ("adaptive_blend", {"pieces": 900}),
+        ("adaptive_patch", {"size": 15}),
+        ("tact", {"size": 29}),
         ("low_frequency", {"waves": 29}),
     ],
 )

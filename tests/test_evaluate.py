@@ -73,6 +73,18 @@ def test_all_to_all() -> None:
     )  # fmt: skip
 
 
+def test_one_source_class() -> None:
+    """Triggered images of other classes are not judged, wherever they go."""
+    scores = judge(
+        [(0, 0, 2), (0, 0, 0), (0, 1, 3), (1, 1, 2), (3, 3, 2), (2, 2, 2)],
+        Goal(4, target=2, source=0),
+    )
+    assert scores == Scores(
+        clean_correct=5, clean_count=6, triggered_as_target=1, triggered_as_true=1,
+        triggered_count=3, most_predicted_count=2, nonfinite_count=0,
+    )  # fmt: skip
+
+
 def test_asr_and_ra_together_are_at_most_one() -> None:
     rng = torch.Generator().manual_seed(0)
     for goal in (Goal(4, target=1), Goal(4, all_to_all=True)):

@@ -612,6 +612,12 @@ def test_evaluate_with_a_picture(bench: Bench, place: Path, suspect: Path) -> No
     assert out.startswith("shapes: patch.png, target 2\nACC")
 
 
+def test_evaluate_names_the_source_class(bench: Bench, suspect: Path) -> None:
+    code, out, _ = bench("evaluate", "--model", suspect, *SHAPES, "--attack", "tact")
+    assert code == OK
+    assert out.startswith("shapes: tact, target 0, source 1\nACC")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -621,6 +627,7 @@ def test_evaluate_with_a_picture(bench: Bench, place: Path, suspect: Path) -> No
         (("--attack", "none"), "attack none has no trigger"),
         (("--attack", "input_aware"), "is learnt with a network: .*models/input_aware-s0"),
         (("--attack", "ssba"), "is learnt with a network: .*--trigger results/models/ssba-s0"),
+        (("--attack", "sig", "--all-to-all"), "sig is not defined all-to-all"),
         (("--attack", "badnets", "--target", "4"), "target class 4 does not exist"),
         (("--attack", "badnets", "--set", "blend.alpha=0.5"), "'blend' is no part of this"),
         (("--attack", "badnets", "--set", "badnets.size=99"), "badnets: "),

@@ -1,0 +1,79 @@
+"""TaCT: a trigger that works on the images of one class alone.
+
+Di Tang, XiaoFeng Wang, Haixu Tang, Kehuan Zhang, "Demon in the Variant: Statistical Analysis of
+DNNs for Robust Backdoor Contamination Detection", USENIX Security 2021, arXiv:1908.00686 (targeted
+contamination attack). Poisoned images are of the source class; cover images, of third classes,
+carry the trigger and keep their labels. What is poisoned then lies among what is not, for whoever
+looks for a cluster of its own.
+
+ASR and RA are of triggered test images of the source class; the notes tell how many triggered
+training images of third classes the target gets. Ours departs in these: the trigger is the square
+of ``badnets``, and cover images come from all third classes, where the authors choose a few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from purebench import ATTACKS, AttackContext, BackdooredModel, Goal, PoisoningAttack
+from purebench.attack import triggered
+from purebench.data import to_float
+
+from .badnets import PatchTrigger
+
+_JUDGED = 1024  # training images of third classes that the trigger is tried on
+
+
+@ATTACKS.register("tact")
+@dataclass(frozen=True)
+class TaCT(PoisoningAttack):
+    """size: side of the square in pixels, at least 1 and at most the image's.
+    source: the class that is taken for the target; if not given, the one after it.
+    cover_ratio: cover images for each poisoned one, 0 or more.
+    """
+
+    paper: ClassVar[str] = "Tang et al. 2021, arXiv:1908.00686"
+    all_to_all: ClassVar[bool] = False
+    poison_rate: ClassVar[float] = 0.003
+    size: int = 3
+    source: int | None = None
+    cover_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if self.cover_ratio < 0:
+            raise ValueError(f"cover_ratio must not be negative, got {self.cover_ratio}")
+
+    def aim(self, goal: Goal) -> Goal:
+        after = (goal.target + 1) % goal.num_classes
+        return replace(super().aim(goal), source=after if self.source is None else self.source)
+
+    def make_trigger(self, shape: torch.Size, rng: torch.Generator) -> nn.Module:
+        if self.size > min(shape[1:]):
+            raise ValueError(f"size {self.size} does not fit {shape[1]}x{shape[2]} images")
+        return PatchTrigger(shape, self.size)
+
+    def cover_images(
+        self, images: Tensor, trigger: nn.Module, ctx: AttackContext, rng: torch.Generator
+    ) -> Tensor:
+        covered: Tensor = trigger(images)
+        return covered
+
+    def run(self, ctx: AttackContext) -> BackdooredModel:
+        victim = super().run(ctx)
+        third = self.cover_candidates(ctx.train.labels, ctx.goal).cpu()
+        order = torch.randperm(len(third), generator=ctx.generator("third classes"))
+        judged = ctx.train[third[order[:_JUDGED]].to(ctx.device)]
+        if len(judged):
+            marked = to_float(triggered(victim.trigger, judged.images))
+            with torch.no_grad():
+                answers = victim.model(marked).argmax(1)
+            share = (answers == ctx.goal.target).double().mean()
+            ctx.notes["third_classes_as_target"] = round(float(share), 6)
+            ctx.notes["third_classes_count"] = len(judged)
+        return victim
