@@ -7,7 +7,8 @@ lose it. Ours is a simple relative. The head sees what the projector gives, that
 of an image have in common: the authors' network pools its features, and where one does not, a
 trigger is still plain in them. In the place of MixMatch, the network is trained on the believed
 images, and once more with those that it then gives their labels. Views differ by zoom, place,
-contrast and brightness, and are mirrored where the recipe mirrors.
+contrast and brightness, and are mirrored where the recipe mirrors. The authors learn features for
+1,000 epochs; the default is two, which a laptop has time for.
 """
 
 from __future__ import annotations
