@@ -179,8 +179,8 @@ def notes(table: Table) -> list[str]:
         told.append(note(table.ranking))
     if table.idle and (not table.shown or "asr" in table.shown):
         told.append(
-            f"on no attack {100 * NOTICED:g} points of ASR below {PLAIN}, and by more than the spread: "
-            + ", ".join(table.idle)
+            f"on no attack {100 * NOTICED:g} points of ASR below {PLAIN}, and by more than the "
+            f"spread: {', '.join(table.idle)}"
         )
     bent = [row.defense for row in table.rows[: table.top] if row.bent > BENT]
     if bent and (not table.shown or "reactivated" in table.shown):

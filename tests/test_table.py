@@ -466,7 +466,10 @@ def test_who_does_no_more_than_plain_tuning_is_named() -> None:
         for seed, asr in enumerate(values)
     ]
     assert tables(records)["mean"].idle == ("too_little", "too_unsure", "worse")
-    told = "on no attack 5 points of ASR below fine_tune, and by more than the spread: too_little, too_unsure, worse"
+    told = (
+        "on no attack 5 points of ASR below fine_tune, and by more than the spread: "
+        "too_little, too_unsure, worse"
+    )
     assert told in table.screen(records)
     assert told not in table.screen(records, shown=["acc"])
 
