@@ -19,18 +19,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from purebench import ATTACKS, AttackContext, BackdooredModel, Goal, PoisoningAttack
+from purebench import ATTACKS, AttackContext, BackdooredModel, Goal
 from purebench.attack import triggered
 from purebench.data import to_float
 
-from .badnets import PatchTrigger
+from .badnets import BadNets
 
 _JUDGED = 1024  # training images of third classes that the trigger is tried on
 
 
 @ATTACKS.register("tact")
 @dataclass(frozen=True)
-class TaCT(PoisoningAttack):
+class TaCT(BadNets):
     """size: side of the square in pixels, at least 1 and at most the image's.
     source: the class that is taken for the target; if not given, the one after it.
     cover_ratio: cover images for each poisoned one, 0 or more.
@@ -39,24 +39,17 @@ class TaCT(PoisoningAttack):
     paper: ClassVar[str] = "Tang et al. 2021, arXiv:1908.00686"
     all_to_all: ClassVar[bool] = False
     poison_rate: ClassVar[float] = 0.003
-    size: int = 3
     source: int | None = None
     cover_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        super().__post_init__()
         if self.cover_ratio < 0:
             raise ValueError(f"cover_ratio must not be negative, got {self.cover_ratio}")
 
     def aim(self, goal: Goal) -> Goal:
         after = (goal.target + 1) % goal.num_classes
         return replace(super().aim(goal), source=after if self.source is None else self.source)
-
-    def make_trigger(self, shape: torch.Size, rng: torch.Generator) -> nn.Module:
-        if self.size > min(shape[1:]):
-            raise ValueError(f"size {self.size} does not fit {shape[1]}x{shape[2]} images")
-        return PatchTrigger(shape, self.size)
 
     def cover_images(
         self, images: Tensor, trigger: nn.Module, ctx: AttackContext, rng: torch.Generator
