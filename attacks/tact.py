@@ -16,16 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from purebench import ATTACKS, AttackContext, BackdooredModel, Goal
-from purebench.attack import triggered
-from purebench.data import to_float
+from purebench import ATTACKS, Goal
 
 from .badnets import BadNets
-
-_JUDGED = 1024  # training images of third classes that the trigger is tried on
 
 
 @ATTACKS.register("tact")
@@ -51,22 +44,4 @@ class TaCT(BadNets):
         after = (goal.target + 1) % goal.num_classes
         return replace(super().aim(goal), source=after if self.source is None else self.source)
 
-    def cover_images(
-        self, images: Tensor, trigger: nn.Module, ctx: AttackContext, rng: torch.Generator
-    ) -> Tensor:
-        covered: Tensor = trigger(images)
-        return covered
-
-    def run(self, ctx: AttackContext) -> BackdooredModel:
-        victim = super().run(ctx)
-        third = self.cover_candidates(ctx.train.labels, ctx.goal).cpu()
-        order = torch.randperm(len(third), generator=ctx.generator("third classes"))
-        judged = ctx.train[third[order[:_JUDGED]].to(ctx.device)]
-        if len(judged):
-            marked = to_float(triggered(victim.trigger, judged.images))
-            with torch.no_grad():
-                answers = victim.model(marked).argmax(1)
-            share = (answers == ctx.goal.target).double().mean()
-            ctx.notes["third_classes_as_target"] = round(float(share), 6)
-            ctx.notes["third_classes_count"] = len(judged)
-        return victim
+    cover_images = BadNets.poison_images

@@ -18,6 +18,7 @@ from .savepoint import Savepoints
 from .seeding import derive, generator
 from .training import Recipe, fit
 
+_TRIED = 1024  # training images of third classes that the trigger of a source class is tried on
 _VALUES = 256 * 28 * 28  # pixels a trigger sees at once: few enough to stay in a CPU's cache
 
 
@@ -305,7 +306,21 @@ class PoisoningAttack(Attack):
         )
         planted = Planted.between(ctx.train, split)
         goal = self.aim(ctx.goal)
+        if goal.source is not None:
+            self._try_third_classes(model, trigger, ctx)
         return BackdooredModel(model, trigger, goal, indices.cpu(), ctx.notes, planted)
+
+    @torch.no_grad()
+    def _try_third_classes(self, model: nn.Module, trigger: nn.Module, ctx: AttackContext) -> None:
+        """Note the share of triggered training images of third classes that the target gets."""
+        third = self.cover_candidates(ctx.train.labels, ctx.goal).cpu()
+        order = torch.randperm(len(third), generator=ctx.generator("third classes"))
+        tried = ctx.train.images[third[order[:_TRIED]].to(ctx.device)]
+        if len(tried):
+            answers = model(to_float(triggered(trigger, tried))).argmax(1)
+            share = (answers == ctx.goal.target).double().mean()
+            ctx.notes["third_classes_as_target"] = round(float(share), 6)
+            ctx.notes["third_classes_count"] = len(tried)
 
 
 @dataclass(frozen=True)

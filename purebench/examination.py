@@ -125,6 +125,7 @@ def fixed_trigger(attack: Attack, shape: torch.Size, seed: int) -> nn.Module:
     if (
         not isinstance(attack, PoisoningAttack)
         or own.learn_trigger is not PoisoningAttack.learn_trigger
+        or own.run is not PoisoningAttack.run
     ):
         raise UsageError(
             f"the trigger of attack {attack.name} is learnt with a network: give its folder, "
