@@ -200,14 +200,14 @@ def _heat(axes: Any, chart: Grid) -> None:
         for x, share in enumerate(line):
             ink = "white" if share is not None and share >= 0.6 else _INK
             row = chart.rows[y][x]
-            text = ("–" if share is None else square(share)) + ("†" if row and row.remarks else "")
+            text = ("–" if share is None else square(share)) + ("*" if row and row.remarks else "")
             axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink)
     for set_ticks, names in ((axes.set_xticks, chart.attacks), (axes.set_yticks, chart.defenses)):
         set_ticks([at + 0.5 for at in range(len(names))], [short(name) for name in names])
     for label in axes.get_xticklabels():
         label.set(rotation=40, ha="right", rotation_mode="anchor")
     remarked = any(row and row.remarks for line in chart.rows for row in line)
-    told = " († a remark in its table)" if remarked else ""
+    told = " (* a remark in its table)" if remarked else ""
     axes.set_title(f"ASR % ↓ after each defense{told}", fontsize=_POINTS, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

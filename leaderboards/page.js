@@ -31,7 +31,7 @@
   };
   const sheets = [...document.querySelectorAll(".sheet")];
   const nameOf = (row) => row.dataset.name ?? row.cells[0].firstChild.textContent.trim();
-  const markOf = (row) => row.cells[0].querySelector("sup")?.textContent ?? "";
+  const markOf = (row) => row.cells[0].querySelector("sup:not(.mark)")?.textContent ?? "";
   const remarksOf = (sheet) =>
     [...document.querySelectorAll(`#${sheet.id}-remarks li`)].map((line) => line.textContent);
   const rowsOf = (sheet) => [...sheet.tBodies]
@@ -42,7 +42,7 @@
     const part = (tag) => cell.querySelector(tag)?.textContent ?? "";
     const [deviation, interval] = [part("i"), part("small")];
     const text = cell.textContent.trim();
-    const length = text.length - deviation.length - interval.length;
+    const length = text.length - deviation.length - part("sup").length - interval.length;
     return [text.slice(0, length), deviation.slice(1), interval];
   };
   const plain = (number) => number.replace("−", "-").replace(/,/g, "");

@@ -26,6 +26,7 @@ from .table import (
     LINE,
     Column,
     columns,
+    mark,
     notes,
     numbered,
     outstanding,
@@ -45,10 +46,11 @@ _MEASURES = {"psnr": ("PSNR", " dB"), "ssim": ("SSIM", ""), "linf": ("L∞", "")
 class Entry:
     """A cell of a table.
 
-    spaced: others of its column have a deviation. best: leads beyond the spread.
+    mark: of a note. spaced: others of its column have a deviation. best: leads beyond the spread.
     """
 
     text: str
+    mark: str
     deviation: str = ""
     interval: str = ""
     spaced: bool = False
@@ -324,11 +326,12 @@ def _entry(column: Column, row: Row, best: bool, spaced: bool, kind: Kind) -> En
     if column is DEFENSE:
         text = plain(text)
         half = _NAME // 2  # by their ends namesakes differ
-        return Entry(text if len(text) <= _NAME else f"{text[: half - 1]}…{text[-half:]}")
+        short = text if len(text) <= _NAME else f"{text[: half - 1]}…{text[-half:]}"
+        return Entry(short, mark(column, row))
     mean, _, deviation = text.replace("-", "−").partition(" ± ")
     # of one attack over seeds, it follows from the deviation
     between = row.intervals.get(column.name) if kind == "mean" or not deviation else None
-    return Entry(mean, deviation, _interval(between, column), spaced, best)
+    return Entry(mean, mark(column, row), deviation, _interval(between, column), spaced, best)
 
 
 def _cut(text: str, most: int) -> str:

@@ -38,6 +38,7 @@ LINE = f"below the line: mean ACC drop over {100 * TOLERATED_DROP:g} points"
 _MEASURES = (*SHARES, "seconds")
 _LEAST = 40  # characters in a line of words, however narrow the terminal
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_BENT, _MOVED = "†", "‡"
 
 
 @dataclass(frozen=True)
@@ -184,30 +185,37 @@ def notes(table: Table) -> list[str]:
     if table.top is not None and table.top < len(table.rows):
         told.append(f"the first {table.top} of {len(table.rows)} rows")
     if table.weak:
-        told.append(f"not counted, for on some seed it did not take: {', '.join(table.weak)}")
+        told.append(f"not counted, since on some seed it did not take: {', '.join(table.weak)}")
     if any(row.group == 2 for row in table.rows[: table.top]):
         told.append(LINE)
     if table.ranking and (not table.shown or "rank" in table.shown):
         told.append(note(table.ranking))
     if table.idle and (not table.shown or "asr" in table.shown):
         told.append(
-            f"on no attack {100 * NOTICED:g} points of ASR below {PLAIN}, and by more than the "
-            f"spread: {', '.join(table.idle)}"
+            f"no gain over {PLAIN} on any attack ({100 * NOTICED:g} points of ASR, and more than "
+            f"the spread): {', '.join(table.idle)}"
         )
-    if elsewhere := [row.defense for row in table.rows[: table.top] if row.elsewhere]:
+    marks = {mark(c, row) for row in table.rows[: table.top] for c in columns(table)}
+    if _MOVED in marks:
         told.append(
-            "on networks that the same command trained on another machine than those of "
-            f"{UNDEFENDED}: {', '.join(sorted(elsewhere))}"
+            f"{_MOVED} on networks that the same command trained on another machine than those of "
+            f"{UNDEFENDED}"
         )
-    bent = [row.defense for row in table.rows[: table.top] if row.bent > BENT]
-    if bent and (not table.shown or "reactivated" in table.shown):
+    if _BENT in marks:
         told.append(
-            f"bent whole by reactivation (over {100 * BENT:g} points of ACC lost), which tells "
-            f"less of them: {', '.join(sorted(bent))}"
+            f"{_BENT} and over {100 * BENT:g} points of ACC lost to the same ten samples: "
+            "more broken than reminded"
         )
     if any(row.published for row in table.rows):
         told.append(reference.NOTE)
     return told
+
+
+def mark(column: Column, row: Row) -> str:
+    """The sign behind an entry that a note explains, or ""."""
+    if column is DEFENSE:
+        return _MOVED if row.elsewhere else ""
+    return _BENT if column is REACTIVATED and row.bent > BENT else ""
 
 
 def remark(row: Row) -> str:
@@ -381,6 +389,8 @@ _TYPESET = {
     "↓": r"$\downarrow$",
     "–": "--",
     "·": r"$\cdot$",
+    _BENT: r"$^\dagger$",
+    _MOVED: r"$^\ddagger$",
     **{chr(raised): f"$^{{{chr(digit)}}}$" for digit, raised in _RAISED.items()},
 }
 
@@ -418,8 +428,9 @@ def _lines(table: Table, shown: Sequence[Column]) -> Iterator[tuple[Row, list[st
     for row in table.rows[: table.top]:
         first_below = above and row.group == 2
         above = above and not first_below
-        name, *texts = (column.text(row) for column in shown)
-        yield row, [name + _raised(remarks.get(remark(row))), *texts], first_below
+        raised = {DEFENSE: _raised(remarks.get(remark(row)))}
+        texts = [c.text(row) + raised.get(c, "") + mark(c, row) for c in shown]
+        yield row, texts, first_below
 
 
 def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:

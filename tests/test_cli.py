@@ -218,6 +218,16 @@ def test_the_leaderboard_reads_what_a_run_wrote(attack: Bench, bench: Bench) -> 
     assert "clp" in three
     assert two == again.out
     refused(bench("leaderboard", "results", "--defense", "prun"), "no .* mean 'prune'")
+    shared = records(Path())["badnets-prune-s0"].cell.benign_fraction
+    twice = f"{2 * shared}"
+    more = attack("--benign-fraction", twice, "--defense", "none", "prune").out
+    chosen = ("leaderboard", "results", "--over", "badnets", "--benign-fraction")
+    assert "benign" in (own := bench(*chosen, twice).out.strip())
+    assert own in more
+    one, both = (bench(*chosen, f"{shared}", *more).out for more in ((), (twice,)))
+    assert (one, both.count("% benign")) == (three, 2)
+    refused(bench(*chosen, "0.9"), "--benign-fraction 0.9: no record of it")
+    refused(bench(*chosen, "few"), "--benign-fraction must be a number, got 'few'")
     refused(bench("leaderboard", "nowhere"), "nowhere: no such folder")
     refused(bench("leaderboard", "results/tables"), "no record there")
     refused(bench("leaderboard", "results", "--formt", "csv"), "did you mean '--format'")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from purebench import ATTACKS, DEFENSES
 from purebench.cli import OK, main
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +59,12 @@ def test_every_promise_names_its_test() -> None:
         for file, test in named:
             source = (ROOT / "tests" / file).read_text("utf-8")
             assert f"\ndef {test}(" in source, f"{file} has no {test}"
+
+
+def test_the_readme_counts_what_is_there() -> None:
+    """The control that poisons nothing is no attack, and doing nothing is no defense."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    boards = [folder for folder in PUBLISHED.iterdir() if folder.is_dir()]
+    attacks, defenses = len(ATTACKS.names()) - 1, len(DEFENSES.names()) - 1
+    assert f"{attacks} attacks, {defenses} defenses" in " ".join(text.split())
+    assert f"[{len(boards)} boards](" in text

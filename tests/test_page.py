@@ -532,7 +532,12 @@ def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
     slow = record("blend", "slow", 90, 0, status="failed", after=None, error="100 % & more")
-    opened(browser, tmp_path, [*HOSTILE[:3], *SOUND, slow])
+    broken = Scores(500, 1000, 300, 0, 500, 100, 0)
+    sound = [
+        replace(r, reactivated=broken if r.cell.defense["name"] == "mid" else None) for r in SOUND
+    ]
+    text = opened(browser, tmp_path, [*HOSTILE[:3], *sound, slow]).read_text("utf-8")
+    assert text.count('60.00<i>±0.00</i><sup class="mark">†</sup>') == 3
     browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=csv]").click()
     browser.find_element("css selector", ".board:nth-of-type(2) [data-file$=tex]").click()
     stem = tmp_path / "shapes-small_cnn-5"
@@ -546,6 +551,8 @@ def test_downloads_hold_the_tables(browser: Any, tmp_path: Path) -> None:
     assert all(not line["remarks"] for line in lines if line["defense"] == "best")
     (line,) = [row for row in lines if "mean over" in row["table"] and row["defense"] == "best"]
     assert (line["ACC % ↑"], line["ASR % ↓"]) == ("89.00", "3.00")
+    (line,) = [row for row in lines if "mean over" in row["table"] and row["defense"] == "mid"]
+    assert (line["defense"], line["reactivated ASR % ↓"]) == ("mid", "60.00")
     latex = files[1].read_text("utf-8")
     assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 4
     assert "small\\_cnn" in latex

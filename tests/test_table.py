@@ -348,7 +348,7 @@ def test_attacks_that_are_weak_on_some_seed_are_marked_and_out_of_the_mean(seed:
     assert (found.weak, set(found.attacks)) == (("badnets",), {"badnets", "blend", "wanet"})
     assert found.rows[0].asr == pytest.approx((0.1, 0.2, 0.6))
     assert found.rows[0].complete
-    assert "not counted, for on some seed it did not take: badnets" in table.screen(records)
+    assert "not counted, since on some seed it did not take: badnets" in table.screen(records)
     assert "mean" not in tables([*THREE, *weak])
 
 
@@ -465,10 +465,14 @@ def test_a_network_that_is_not_the_undefended_row_s_is_told() -> None:
     bare = [record("blend", "none", scores(90, 100), seed) for seed in range(3)]
     found = tables([*bare, *THREE])["blend"]
     assert not any("another machine" in note for note in table.notes(found))
+    assert "prune‡" not in table.screen([*bare, *THREE])
     moved = replace(THREE[2], before=scores(89, 100))
     found = tables([*bare, *THREE[:2], moved])["blend"]
     (note,) = [note for note in table.notes(found) if "another machine" in note]
-    assert note.endswith("than those of none: prune")
+    assert note.startswith("‡ ")
+    assert note.endswith("than those of none")
+    assert "\nprune‡ " in table.screen([*bare, *THREE[:2], moved])
+    assert r"prune$^\ddagger$ " in table.latex([*bare, *THREE[:2], moved])
 
 
 def test_a_lead_in_the_last_bit_is_none() -> None:
@@ -601,7 +605,7 @@ def test_who_does_no_more_than_plain_tuning_is_named() -> None:
     ]
     assert tables(records)["mean"].idle == ("too_little", "too_unsure", "worse")
     told = (
-        "on no attack 5 points of ASR below fine_tune, and by more than the spread: "
+        "no gain over fine_tune on any attack (5 points of ASR, and more than the spread): "
         "too_little, too_unsure, worse"
     )
     assert told in table.screen(records)
@@ -732,7 +736,7 @@ def test_reactivated_asr_has_a_column_where_it_was_measured() -> None:
     assert "reactivated" not in table.screen(THREE)
 
 
-def test_networks_that_reactivation_bends_as_a_whole_are_named() -> None:
+def test_networks_that_reactivation_bends_as_a_whole_are_marked() -> None:
     """On the mean of a row; in a table that shows what reactivation found."""
     after = {"as_it_was": (80, 81), "bent": (60, 90)}
     records = [
@@ -741,9 +745,11 @@ def test_networks_that_reactivation_bends_as_a_whole_are_named() -> None:
         for seed, acc in enumerate(found)
     ]
     text = table.screen(records)
-    assert "(over 10 points of ACC lost), which tells less of them: bent" in text
-    assert "bent whole" not in table.screen(records, shown=["asr"])
-    assert "bent whole" not in table.screen(records, shown=["reactivated"], top=1)
+    assert "60.00 ± 0.00†" in next(line for line in text.split("\n") if line.startswith("bent"))
+    assert "\n† and over 10 points of ACC lost to the same ten samples" in text
+    assert text.count("†") == 2
+    assert "†" not in table.screen(records, shown=["asr"])
+    assert "†" not in table.screen(records, shown=["reactivated"], top=1)
     assert only(records, "blend", "bent").bent == pytest.approx(0.15)
 
 

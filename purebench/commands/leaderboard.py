@@ -29,6 +29,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--attack", nargs="+", default=[], help="print these only; also: mean")
     parser.add_argument("--over", nargs="+", default=[], help="of these attacks alone, and means")
     parser.add_argument("--defense", nargs="+", default=[], help="these alone, beside none")
+    parser.add_argument("--benign-fraction", nargs="+", default=[], metavar="F", help="these alone")
     parser.add_argument("--columns", nargs="+", default=[], help=f"these only, of {COLUMNS}")
     parser.add_argument("--top", metavar="N", help="the first rows of each table only")
     parser.add_argument("--undefended", action="store_true", help="what attacks do, undefended")
@@ -55,6 +56,7 @@ def main(words: list[str]) -> int:
     folders = [Path(folder) for folder in options["folder"]]
     records = _of(read_records(folders), "attack", options["over"], "--over")
     records = _of(records, "defense", options["defense"], "--defense")
+    records = _with(records, options["benign_fraction"])
     table = import_module("purebench.leaderboards.table")
     renders = {"csv": table.as_csv, "json": table.as_json}
     writes = options["page"] or options["figures"]
@@ -92,3 +94,11 @@ def _of(records: list[Record], side: str, names: list[str], option: str) -> list
         raise UsageError(f"{option} {unknown[0]}: no record of it{hint}")
     wanted = {*names, "none"} if names else set(present)
     return [record for record, name in zip(records, present, strict=True) if name in wanted]
+
+
+def _with(records: list[Record], shares: list[str]) -> list[Record]:
+    """Those of the benign shares that are given, if any."""
+    wanted = {convert(share, float, "--benign-fraction") for share in shares}
+    if missing := wanted - {record.cell.benign_fraction for record in records}:
+        raise UsageError(f"--benign-fraction {min(missing):g}: no record of it")
+    return [record for record in records if not wanted or record.cell.benign_fraction in wanted]
