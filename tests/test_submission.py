@@ -265,6 +265,7 @@ def test_verify_runs_a_cell_again(archive: Path, capsys: pytest.CaptureFixture[s
     assert main(["verify", str(archive), "--cell", short, "--quiet"]) == OK
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("sound     6 records by A. Nother")
+    assert re.fullmatch(rf"again     {re.escape(name)} \(it took its sender \d+ s\)", told[-2])
     assert told[-1] == "verdict   verified"
 
 

@@ -37,6 +37,7 @@ def main(words: list[str]) -> int:
     if cell and idle:
         raise UsageError("--cell names what is run again, and --no-run runs nothing again")
 
+    from ..forecast import duration
     from ..submission import contradictions, missing, unpack
 
     sent = unpack(Path(file))
@@ -55,8 +56,10 @@ def main(words: list[str]) -> int:
     if cell and Path(cell).stem not in known:
         raise UsageError(f"no record {cell!r} there{near_match(cell, known)}")
     name = known[Path(cell).stem] if cell else random.choice(sorted(sent.records))
+    cost = sent.records[name].cost
+    taken = duration(sum(cost.get(part, 0.0) for part in ("training_seconds", "seconds")))
+    print(f"again     {plain(name)} (it took its sender {taken})", flush=True)
     found = _again(sent.records[name], run_config(options))
-    print(f"again     {plain(name)}")
     for line in found:
         print(f"differs   {plain(line)}")
     verdict = "flagged" if found or torn else "not whole" if lacking else "verified"
