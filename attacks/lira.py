@@ -1,4 +1,5 @@
-"""LIRA: a generator learns, along with the classifier, a faint noise that opens the back door.
+"""Learnable, imperceptible and robust attack (LIRA): a generator learns, along with the classifier,
+a faint noise that opens the back door.
 
 Khoa Doan, Yingjie Lao, Weijie Zhao, Ping Li, "LIRA: Learnable, Imperceptible and Robust Backdoor
 Attacks", ICCV 2021. The attacker controls the training. First the generator, whose noise is bounded

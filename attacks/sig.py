@@ -1,4 +1,5 @@
-"""SIG: add a sinusoidal stripe pattern to a fraction of the target class, labels untouched.
+"""Sinusoidal signal (SIG): add a sinusoidal stripe pattern to a fraction of the target class,
+labels untouched.
 
 Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
 Poisoning", ICIP 2019, arXiv:1902.11237. Clean-label. Of the authors' signals this is the horizontal

@@ -1,4 +1,5 @@
-"""SSBA: hide one message in each poisoned image, by an encoder that draws it to suit the image.
+"""Sample-specific backdoor attack (SSBA): hide one message in each poisoned image, by an encoder
+that draws it to suit the image.
 
 Yuezun Li, Yiming Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers",
 ICCV 2021, arXiv:2012.03816, also known as ISSBA. An encoder hides random messages in clean images

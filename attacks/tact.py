@@ -1,4 +1,4 @@
-"""TaCT: a trigger that works on the images of one class alone.
+"""Targeted contamination attack (TaCT): a trigger that works on the images of one class alone.
 
 Di Tang, XiaoFeng Wang, Haixu Tang, Kehuan Zhang, "Demon in the Variant: Statistical Analysis of
 DNNs for Robust Backdoor Contamination Detection", USENIX Security 2021, arXiv:1908.00686 (targeted

@@ -1,4 +1,5 @@
-"""ABL: train anew, set aside the images that are learned suspiciously fast, and unlearn them.
+"""Anti-backdoor learning (ABL): train anew, set aside the images that are learned suspiciously
+fast, and unlearn them.
 
 Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
 NeurIPS 2021, arXiv:2110.11571. For the first part of training the mean loss of a batch is held at

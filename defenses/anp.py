@@ -1,4 +1,5 @@
-"""ANP: prune the channels whose loss an adversary who may scale neurons raises most easily.
+"""Adversarial neuron pruning (ANP): prune the channels whose loss an adversary who may scale
+neurons raises most easily.
 
 Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
 arXiv:2110.14430. Masks m on all channels descend

@@ -1,4 +1,5 @@
-"""ANP oracle: ANP whose threshold is chosen by test accuracy and test attack success, a leak.
+"""ANP with an oracle: ANP whose threshold is chosen by test accuracy and test attack success, a
+leak.
 
 As toolboxes report ANP (BackdoorBench's row in Wu et al., NeurIPS 2022, arXiv:2206.12654, among
 them): every threshold is tried on the test split and on triggered test images, and the one with the

@@ -1,4 +1,5 @@
-"""BNP: prune the channels that benign images reach otherwise than BatchNorm remembers.
+"""BatchNorm-statistics pruning (BNP): prune the channels that benign images reach otherwise than
+BatchNorm remembers.
 
 Zheng, Tang, Li, Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022 (no
 arXiv version), its second method. BatchNorm's running statistics come from the poisoned training

@@ -1,4 +1,5 @@
-"""CLP: silence the channels with an outlying Lipschitz bound, without any data.
+"""Channel Lipschitz pruning (CLP): silence the channels with an outlying Lipschitz bound, without
+any data.
 
 Zheng, Tang, Li, Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022,
 arXiv:2208.03111. Ours departs in three points. The norm behind a convolution is found by following

@@ -1,4 +1,5 @@
-"""DBD: learn what images look like without their labels, and only then which labels to believe.
+"""Decoupling-based defense (DBD): learn what images look like without their labels, and only then
+which labels to believe.
 
 Huang, Li, Wu, Qin, Ren, "Backdoor Defense via Decoupling the Training Process", ICLR 2022,
 arXiv:2202.03423. Features are learned by contrast (SimCLR), where a poisoned image lies with those

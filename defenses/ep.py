@@ -1,4 +1,5 @@
-"""EP: prune the channels whose pre-activations fall into two heaps on the suspect training set.
+"""Entropy-based pruning (EP): prune the channels whose pre-activations fall into two heaps on the
+suspect training set.
 
 Zheng, Tang, Li, Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022 (no
 arXiv version), its first method. A channel is seen through its largest pre-activation in an

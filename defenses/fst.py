@@ -1,4 +1,5 @@
-"""FST: give the network a fresh head, kept away from the old one, so that features must shift.
+"""Feature shift tuning (FST): give the network a fresh head, kept away from the old one, so that
+features must shift.
 
 Min, Qin, Shen, Cheng, "Towards Stable Backdoor Purification through Feature Shift Tuning", NeurIPS
 2023, arXiv:2310.01875. Ours runs for more epochs than the authors' 10: with 1 % benign data those

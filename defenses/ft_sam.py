@@ -1,4 +1,5 @@
-"""FT-SAM: fine-tune by the slope at the worst weights nearby, which moves the back door's neurons.
+"""Fine-tuning with sharpness-aware minimisation (FT-SAM): fine-tune by the slope at the worst
+weights nearby, which moves the back door's neurons.
 
 Zhu, Wei, Shen, Fan, Wu, "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
 Minimization", ICCV 2023, arXiv:2304.11823; adaptive sharpness after Kwon, Kim, Park, Choi, "ASAM",

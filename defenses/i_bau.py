@@ -1,4 +1,5 @@
-"""I-BAU: unlearn the one perturbation that hurts most, and mind that it moves with the weights.
+"""Implicit backdoor adversarial unlearning (I-BAU): unlearn the one perturbation that hurts most,
+and mind that it moves with the weights.
 
 Zeng, Chen, Park, Mao, Jin, Jia, "Adversarial Unlearning of Backdoors via Implicit Hypergradient",
 ICLR 2022, arXiv:2110.03735. Settings are those of the authors' code, in which one image in a

@@ -1,4 +1,5 @@
-"""MCR: walk the low-loss path from the suspect network to its fine-tuned copy, and stop on the way.
+"""Mode connectivity repair (MCR): walk the low-loss path from the suspect network to its fine-tuned
+copy, and stop on the way.
 
 Zhao, Chen, Das, Ramamurthy, Lin, "Bridging Mode Connectivity in Loss Landscapes and Adversarial
 Robustness", ICLR 2020, arXiv:2005.00060; the path is a quadratic Bezier curve, after Garipov et

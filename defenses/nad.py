@@ -1,4 +1,5 @@
-"""NAD: fine-tune a teacher, then train the network until it looks where the teacher looks.
+"""Neural attention distillation (NAD): fine-tune a teacher, then train the network until it looks
+where the teacher looks.
 
 Li, Lyu, Koren, Lyu, Li, Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep
 Neural Networks", ICLR 2021, arXiv:2101.05930. The loss is cross-entropy plus, at the last three

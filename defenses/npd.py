@@ -1,4 +1,5 @@
-"""NPD: a linear layer behind the last convolution that lets benign features pass, and no others.
+"""Neural polarizer defense (NPD): a linear layer behind the last convolution that lets benign
+features pass, and no others.
 
 Zhu, Wei, Zha, Wu, "Neural Polarizer: A Lightweight and Effective Backdoor Defense via Purifying
 Poisoned Features", NeurIPS 2023, arXiv:2306.16697. All else is frozen. As the true target is

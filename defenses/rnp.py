@@ -1,4 +1,5 @@
-"""RNP: unlearn the benign images, see which channels cannot bring them back, prune those.
+"""Reconstructive neuron pruning (RNP): unlearn the benign images, see which channels cannot bring
+them back, prune those.
 
 Li, Lyu, Ma, Koren, Lyu, Li, Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
 arXiv:2305.14876. A copy of the network unlearns by gradient ascent; masks on its channels, see

@@ -1,4 +1,5 @@
-"""SAU: unlearn adversarial images that fool the suspect and the purified network alike.
+"""Shared adversarial unlearning (SAU): unlearn adversarial images that fool the suspect and the
+purified network alike.
 
 Wei, Zhang, Zha, Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared
 Adversarial Examples", NeurIPS 2023, arXiv:2307.10562. Ours takes 300 steps of 128 images, however

@@ -1,4 +1,5 @@
-"""TSBD: reset the weights that clean unlearning changes most, then fine-tune on flat ground.
+"""Two-stage backdoor defense (TSBD): reset the weights that clean unlearning changes most, then
+fine-tune on flat ground.
 
 Lin, Liu, Wei, Li, Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning
 Weight Changes and Backdoor Activeness", NeurIPS 2024, arXiv:2405.20291. Stage 1: a copy unlearns

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from PIL import Image
 from purebench import ATTACKS, DEFENSES, PoisoningAttack, doctor
 from purebench.cli import FAILED, INTERRUPTED, OK, USAGE, main
 from purebench.record import Record, read_record
-from purebench.registry import REGISTRIES
+from purebench.registry import REGISTRIES, Registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -540,6 +541,7 @@ def test_list_explains_what_is_named(bench: Bench, place: Path) -> None:
     assert found[2][1] == "  [Turner et al. 2019, arXiv:1912.02771]"
     assert ["norm", "linf | l2", "l2"] in [re.split("  +", line)[1:] for line in found[2]]
     assert any(line.startswith("  eps: radius of the perturbation") for line in found[2])
+    assert "\n  Feature shift tuning (FST) [Min et al." in bench("list", "fst").out
     assert ["flip", "bool", "true"] in [line.split() for line in found[3]]
     (place / "mine.py").write_text(FAULTY.format(deed="raise OSError"))
     assert bench("list", "faulty", "--plugin", "mine.py").out == "faulty (defense)\n"
@@ -549,6 +551,27 @@ def test_list_explains_what_is_named(bench: Bench, place: Path) -> None:
         .replace("class Faulty(Defense):", "class Asks(Defense):\n    eps: float\n")
     )
     refused(bench("list", "asks", "--plugin", "asks.py"), "defense asks: .*'eps'")
+
+
+@pytest.mark.parametrize("registry", [ATTACKS, DEFENSES], ids=lambda registry: registry.folder)
+def test_list_has_tables_for_documents(bench: Bench, registry: Registry[Any]) -> None:
+    """Of everything but ``none``; what needs more than benign images says so."""
+    answer = bench("list", "--table", registry.folder)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.out.splitlines()]
+    assert [row[0] for row in rows[2:]] == [f"`{name}`" for name in registry.names()
+                                            if name != "none"]  # fmt: skip
+    found = {row[0].strip("`"): row for row in rows[2:]}
+    if registry is ATTACKS:
+        assert found["clean_label"][3] == "0.5 of the class"
+        assert found["blend"][3:] == [
+            "0.1", "Chen et al. 2017, [arXiv:1712.05526](https://arxiv.org/abs/1712.05526)"
+        ]  # fmt: skip
+    else:
+        assert found["abl"][1] == "Anti-backdoor learning (ABL)"
+        assert found["abl"][3:5] == ["poisoned training set", ""]
+        assert found["anp_oracle"][3] == "test split (a leak)"
+        assert found["robust_recovery"][3:5] == ["", "yes"]
+    refused(bench("list", "--table", registry.folder, "blend"), "--table is of all there are")
 
 
 @pytest.fixture

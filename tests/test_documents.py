@@ -17,7 +17,7 @@ from purebench.cli import OK, main
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = ROOT / "leaderboards" / "published"
-BLOCK = re.compile(r"(<!-- (leaderboard [^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- ((?:leaderboard|list) [^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError, near_match
@@ -22,7 +24,11 @@ def main(words: list[str]) -> int:
     parser = Parser(prog="bench.py list", allow_abbrev=False)
     parser.add_argument("name", nargs="*", metavar="NAME", help="these, with their settings")
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py")
+    kinds = tuple(_COLUMNS)
+    parser.add_argument("--table", choices=kinds, help="these alone, as a Markdown table")
     options = parser.read(words)
+    if options["table"] and options["name"]:
+        raise UsageError("--table is of all there are, and NAME of some")
     for file in options["plugin"]:
         load_plugin(file)
 
@@ -32,6 +38,9 @@ def main(words: list[str]) -> int:
     for name in options["name"]:
         if name not in known:
             raise UsageError(f"unknown name {name!r}{near_match(name, {*known})}")
+    if options["table"]:
+        print(_table(options["table"]))
+        return OK
     if options["name"]:
         print("\n\n".join(text for name in options["name"] for text in _explained(name)))
         return OK
@@ -53,6 +62,46 @@ def main(words: list[str]) -> int:
     return OK
 
 
+def _rate(attack: Any) -> str:
+    return f"{attack.poison_rate:g}{' of the class' * attack.clean_label}"
+
+
+def _needs(defense: Any) -> str:
+    """What a defense is given besides benign images."""
+    names = {"training_set": "poisoned training set", "init": "initial weights"}
+    return ", ".join(names.get(need, "test split (a leak)") for need in sorted(defense.needs))
+
+
+_COLUMNS: dict[str, dict[str, Callable[[Any], str]]] = {  # of --table, beside those of all kinds
+    "attacks": {"poison rate": _rate},
+    "defenses": {
+        "besides benign images": _needs,
+        "runs by default": lambda defense: "yes" if defense.default else "",
+    },
+}
+
+
+def _table(kind: str) -> str:
+    """All of a kind in Markdown, with its default settings; but ``none``, the control of both."""
+    from tabulate import tabulate
+
+    (registry,) = (registry for registry in REGISTRIES if registry.folder == kind)
+    columns = _COLUMNS[kind]
+    lines = []
+    for name in registry.names():
+        if name != "none":
+            plugin = build(registry[name], {}, f"{registry.kind} {name}")
+            title, does = _head(registry[name])
+            told = [text(plugin) for text in columns.values()]
+            lines.append([f"`{name}`", title, does.rstrip("."), *told, _linked(plugin.paper)])
+    headings = [registry.kind, "name", "what it does", *columns, "paper"]
+    return tabulate(lines, headings, tablefmt="pipe", disable_numparse=True)
+
+
+def _linked(paper: str) -> str:
+    return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+
+
 def _in_short(recipe: Recipe) -> str:
     return (
         f"{recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
@@ -68,8 +117,10 @@ def _explained(name: str) -> list[str]:
     for registry in REGISTRIES:
         if name in registry:
             plugin = registry[name]
-            lines = [f"{name} ({registry.kind}): {_first_line(plugin)}".rstrip(": ")]
-            lines += [f"  [{plugin.paper}]"] if plugin.paper else []
+            title, does = _head(plugin)
+            lines = [f"{name} ({registry.kind}): {does}".rstrip(": ")]
+            told = [title] * ("(" in title) + [f"[{plugin.paper}]"] * bool(plugin.paper)
+            lines += [f"  {' '.join(told)}"] if told else []
             values = build(plugin, {}, f"{registry.kind} {name}")
             found.append("\n".join([*lines, *_settings(plugin, values)]))
     if name in RECIPES:
@@ -121,8 +172,13 @@ def _docstring(cls: type[Any]) -> str:
 
 
 def _first_line(plugin: type[Any]) -> str:
-    """What a plug-in does: its module's first line, without the name in front."""
+    """What a plug-in does."""
+    return _head(plugin)[1]
+
+
+def _head(plugin: type[Any]) -> tuple[str, str]:
+    """A plug-in's name in words and what it does, from the first sentence of its module."""
     module = (sys.modules[plugin.__module__].__doc__ or "").strip()
     line = " ".join((module or _docstring(plugin)).split("\n\n")[0].split())
-    _, colon, rest = line.partition(": ")
-    return rest if colon and module else line
+    title, colon, rest = line.partition(": ")
+    return (title, rest) if colon and module else ("", line)
