@@ -440,9 +440,10 @@ def _tabulate(shown: Sequence[Column], lines: Sequence[Any], style: str) -> str:
 
 
 def markdown_text(text: str) -> str:
+    """Nothing in it is markup; a mean and its deviation stay on one line."""
     for special in "\\|<*`[":
         text = text.replace(special, "\\" + special)
-    return plain(text)
+    return plain(text).replace(" ± ", "\u00a0±\u00a0")
 
 
 def _latex_text(text: str) -> str:

@@ -73,7 +73,10 @@ def only_row(found: Any) -> Any:
 
 
 def lines(text: str) -> list[list[str]]:
-    """The cells of every line of a Markdown table but its headings."""
+    """The cells of every line of a Markdown table but its headings; a mean and its deviation are
+    held together by hard spaces."""
+    assert " ± " not in text
+    text = text.replace("\u00a0±\u00a0", " ± ")
     found = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line] for line in found if not line[0].startswith(":")][1:]
 
