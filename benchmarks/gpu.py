@@ -50,6 +50,7 @@ from purebench import (
     UsageError,
     machine,
 )
+from purebench.cli import INTERRUPTED, OK
 from purebench.errors import Diverged, NotApplicable
 from purebench.evaluate import Judge
 from purebench.progress import Progress
@@ -219,7 +220,9 @@ def train(variant: Variant, bench: Bench, found: Found) -> None:
         found.peak_bytes = max(found.peak_bytes, start.peak_memory_bytes, cost.peak_memory_bytes)
 
 
-def trainings(bench: Bench, variants: Sequence[Variant]) -> dict[Variant, Found]:
+def trainings(
+    bench: Bench, variants: Sequence[Variant], measuring: Measuring
+) -> dict[Variant, Found]:
     """All variants in turn. One that cannot run here says why, and does not stop the others."""
     found = {variant: Found() for variant in variants}
 
@@ -232,7 +235,7 @@ def trainings(bench: Bench, variants: Sequence[Variant]) -> dict[Variant, Found]
             mine.error = mine.error or failure(error)
             times.wall_seconds.append(math.nan)
 
-    with ended_early(), Progress().bar("measuring", len(variants) * bench.repeats, "run") as bar:
+    with measuring, Progress().bar("measuring", len(variants) * bench.repeats, "run") as bar:
         interleave(
             {variant: partial(run, variant) for variant in variants},
             bench.repeats,
@@ -241,13 +244,20 @@ def trainings(bench: Bench, variants: Sequence[Variant]) -> dict[Variant, Found]
     return found
 
 
-@contextmanager
-def ended_early() -> Iterator[None]:
-    """Ctrl-C ends the measuring inside, and no more."""
-    try:
-        yield
-    except KeyboardInterrupt:
+class Measuring:
+    """Ctrl-C ends what is measured inside, and no more. code: the command's exit code."""
+
+    code = OK
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not KeyboardInterrupt:
+            return False
         print("interrupted: what has been measured follows", file=sys.stderr)
+        self.code = INTERRUPTED
+        return True
 
 
 def failure(error: Exception) -> str:
@@ -378,6 +388,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
+    measuring = Measuring()
     if options.solver:
         sizes = [Size(96, 12, 8, 0.1)] if options.quick else [Size(4608, 500, 512, 0.3)]
         rows = [solve(size, device, options.repeats) for size in sizes]
@@ -388,7 +399,7 @@ def main(words: Sequence[str] | None = None) -> int:
         benign = max(2 * CLASSES, len(bench.split) // 20)
         heads = ["defense", "seconds", "> 60", "GiB", ""]
         rows = []
-        with ended_early(), Progress().bar("timing", len(names), "defense") as bar:
+        with measuring, Progress().bar("timing", len(names), "defense") as bar:
             for name in names:
                 rows.append(defend(name, bench, benign))
                 bar.step(defense=name, seconds=rows[-1][1])
@@ -406,7 +417,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"s at the ceiling, {ceiling / 1e12:.4g} TFLOP/s (bf16, {bench.side} x {bench.side})\n",
             flush=True,
         )
-        found = trainings(bench, variants)
+        found = trainings(bench, variants, measuring)
         rounds = {len(each.times.wall_seconds) for each in found.values()}
         heads = ["variant", "images/s", "of ceiling", "s a model", "start, s", "GiB"]
         rows = [found[variant].row(variant, bench, ceiling, flops) for variant in variants]
@@ -420,7 +431,7 @@ def main(words: Sequence[str] | None = None) -> int:
     about = conditions()
     torch_version, commit = about["versions"]["torch"], about["commit"]
     print(f"{machine.device_name(device)}; torch {torch_version}; commit {commit}.")
-    return 0
+    return measuring.code
 
 
 if __name__ == "__main__":

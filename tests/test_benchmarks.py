@@ -19,6 +19,7 @@ from benchmarks import gpu, pipeline, poisoning
 from benchmarks._reference import AddToImage, ReferencePipeline, hwc
 from benchmarks._timing import Spread, Times, interleave, ratios
 from purebench import ATTACKS, DATASETS, Goal, LoadContext, PoisoningAttack, Recipe
+from purebench.cli import INTERRUPTED
 from purebench.settings import build
 from purebench.training import batches, fit, sgd
 
@@ -225,7 +226,7 @@ def test_gpu_command_tells_what_it_has_when_it_is_stopped(
 
     monkeypatch.setattr(gpu, "train", stopped)
     monkeypatch.setattr(gpu, "defend", stopped)
-    assert gpu.main([*CPU, "--variants", "+ chan", "+ graphs", "--no-search"]) == 0
+    assert gpu.main([*CPU, "--variants", "+ chan", "+ graphs", "--no-search"]) == INTERRUPTED
     told = capsys.readouterr()
     assert re.search(r"^\+ channels_last +\d", told.out, re.MULTILINE)
     assert re.search(r"^\+ graphs: as fit does +not measured", told.out, re.MULTILINE)
@@ -233,7 +234,7 @@ def test_gpu_command_tells_what_it_has_when_it_is_stopped(
     assert "convolutions as they come." in told.out
     assert "interrupted: what has been measured follows" in told.err
     done.clear()
-    assert gpu.main([*CPU, "--defenses", "none", "clp"]) == 0
+    assert gpu.main([*CPU, "--defenses", "none", "clp"]) == INTERRUPTED
     told = capsys.readouterr()
     assert "interrupted" in told.err
     assert [line.split()[0] for line in told.out.splitlines()[2:4] if line] == ["none"]
