@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class Cost:
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
     """Measure the work inside."""
+    _prepare_optimizers()
     cost = Cost()
     cuda = device.type == "cuda"
     if cuda:
@@ -125,6 +126,12 @@ def measured(device: torch.device) -> Iterator[Cost]:
             torch.cuda.synchronize(device)
         cost.seconds = time.perf_counter() - start
         cost.peak_memory_bytes = torch.cuda.max_memory_allocated(device) if cuda else _peak()
+
+
+@cache
+def _prepare_optimizers() -> None:
+    """The first optimizer of a process imports torch's compiler, which takes seconds."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
 
 def _reset_peak() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from .errors import UsageError
+from .registry import TAKEN
 from .scores import Scores, checked_stealth
 from .settings import canonical
 from .storage import write_atomic
@@ -342,7 +343,7 @@ def _cell(content: Any) -> Cell:
                 f"got {_short(part['name'])}"
             )
         for key in part["settings"]:
-            if not key.isidentifier() or key in ("rate", "revision"):
+            if not key.isidentifier() or key in TAKEN:
                 raise ValueError(f"cell.{name}.settings: {_short(key)} is no name of a setting")
     return Cell(**content)
 

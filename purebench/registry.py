@@ -8,6 +8,7 @@ folder, the entry-point group ``purebench.<folder>`` of installed packages, and 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+TAKEN = ("rate", "revision")  # what tables say of an attack or defense beside its settings
 
 
 class Registry(Generic[T]):
@@ -47,14 +49,15 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator. ``name`` is lower-case letters, digits and underscores.
+        """Class decorator. ``name`` is lower-case letters, digits and underscores, at most 64.
 
         Raises UsageError for a malformed name, for one that another file holds, and for a class
-        that is not of this kind, or no dataclass of its own.
+        that is not of this kind, no dataclass of its own, or with a setting of a taken name.
         """
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"{self.kind} name {name!r} must be lower-case letters, digits and underscores"
+                f"{self.kind} name {name!r} must be lower-case letters, digits and underscores, "
+                "at most 64"
             )
 
         def enter(cls: C) -> C:
@@ -69,6 +72,12 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r}: {cls.__name__} needs @dataclass(frozen=True), below "
                     "the line that registers it"
                 )
+            for field in dataclasses.fields(cls):
+                if field.name in TAKEN:
+                    raise UsageError(
+                        f"{self.kind} {name!r}: a setting cannot be named {field.name!r}, which "
+                        "tables have a meaning for"
+                    )
             held = self._classes.get(name)
             if held is not None:
                 home = held.__module__

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,7 @@ from .training import RECIPES, Recipe
 
 STEALTH = "stealth.json"
 _COMPARED = 1000  # triggered test images that are compared with their clean ones
+_MOST_NOTES, _MOST_TEXT = 2**19, 2000  # bytes of a defense's notes, characters of an error
 ENGINE = 1  # part of every fingerprint: raised when training or judging changes results
 
 
@@ -244,6 +246,12 @@ def _check_source(name: str, source: Source) -> None:
     if not isinstance(source, Source):
         raise UsageError(
             f"dataset {name}: load returned {type(source).__name__}, expected a Source"
+        )
+    there = set(source.train.labels.unique().tolist())
+    if missing := [label for label in range(source.num_classes) if label not in there]:
+        raise UsageError(
+            f"dataset {name}: no training image of class {', '.join(map(str, missing[:20]))}; are "
+            "labels numbered from 0?"
         )
     for part, split in (("training", source.train), ("test", source.test)):
         wrong = split.labels[(split.labels < 0) | (split.labels >= source.num_classes)]
@@ -574,11 +582,13 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         if before.diverged:
             raise Diverged("the undefended network's logits are not finite")
         ctx = victim.defender(defense)
-        notes, timings = ctx.notes, ctx.timings
         suspect = copy.deepcopy(victim.model.model)
         seed = derive(victim.seed, "defense", defense.name, "global")
         with isolated(seed), torch.enable_grad(), machine.measured(plan.device) as cost:
-            purified = defense.purify(suspect, ctx)
+            try:
+                purified = defense.purify(suspect, ctx)
+            finally:
+                notes, timings = ctx.notes, ctx.timings
         if not isinstance(purified, nn.Module):
             raise TypeError(f"purify returned {type(purified).__name__}, expected a network")
         _check_logits(purified.eval(), victim.judge.test.images[:2], victim.task.num_classes)
@@ -597,16 +607,17 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
         raise
     except (Exception, SystemExit) as reason:  # one cell's failure is not its neighbours'
         text = " ".join(str(reason).split())
+        text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}…"
         status, error = "failed", f"{type(reason).__name__}{': ' if text else ''}{text}"
         if isinstance(reason, torch.OutOfMemoryError):
             error = f"out of memory, with batches as they are set: {text}"
         told = traceback.format_exc().replace(f"{Path(__file__).parents[1]}{os.sep}", "")
-        notes["traceback"] = told.splitlines()[-12:]  # records are shown around: no folder of ours
+        lines = told.splitlines()[-12:]  # records are shown around: no folder of ours
+        notes = notes if isinstance(notes, dict) else {}
+        notes["traceback"] = [line[:_MOST_TEXT] for line in lines]
         traceback.clear_frames(reason.__traceback__)  # and what they hold of the device's memory
-    try:
-        canonical(notes)
-    except (TypeError, ValueError) as reason:
-        status, error, notes = "failed", f"ctx.notes cannot be written as JSON: {reason}", {}
+    if wrong := _unwritable(notes, timings):
+        status, error, notes, timings = "failed", wrong, {}, {}
     return Record(
         cell=cell,
         fingerprint=cell_fingerprint(cell),
@@ -636,6 +647,25 @@ def run_cell(victim: Victim, defense: Defense) -> Record:
             "sources": _sources(victim.attack, defense),
         },
     )
+
+
+def _unwritable(notes: Any, timings: Any) -> str:
+    """What is wrong with what a defense noted, for a record; "" where nothing is."""
+    for name, found in (("notes", notes), ("timings", timings)):
+        if not isinstance(found, dict):
+            return f"ctx.{name} must be a dict, got {type(found).__name__}"
+    size = 0
+    for key, value in notes.items():
+        try:
+            size += len(canonical({key: value}))
+        except (TypeError, ValueError) as reason:
+            return f"ctx.notes[{key!r}] cannot be written as JSON: {reason}"
+    if size > _MOST_NOTES:
+        return f"ctx.notes are {size:,} bytes as JSON, at most {_MOST_NOTES:,} go into a record"
+    for key, value in timings.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf or type(key) is not str:
+            return f"ctx.timings[{key!r}] must be seconds, 0 or more, got {str(value)[:40]!r}"
+    return ""
 
 
 def _sources(*plugins: Any) -> list[str]:

@@ -79,10 +79,11 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return convert(value, inner, where)
     if origin is Literal:
-        if value not in arguments:
-            choices = ", ".join(map(str, arguments))
-            raise UsageError(f"{where} must be one of {choices}, got {value!r}")
-        return value
+        named = {str(argument): argument for argument in arguments}  # 2 is "2" on a command line
+        found = named.get(value, value) if isinstance(value, str) else value
+        if found not in arguments:
+            raise UsageError(f"{where} must be one of {', '.join(named)}, got {value!r}")
+        return found
     if origin is tuple and arguments[1:] == (...,):
         if isinstance(value, str) and arguments[0] is not str:
             value = value.replace(",", " ").split()

@@ -466,6 +466,13 @@ class Mine(Defense):
         ("dataset", "return None", "load returned NoneType, expected a Source"),
         ("dataset", "return Split(torch.zeros(3), torch.zeros(3))", "images must be .* got .3,. "),
         ("dataset", "raise SystemExit(3)", r"/mine\.py, line 11: SystemExit: 3"),
+        (
+            "dataset",
+            "from purebench.data import Source\n        split = "
+            "Split(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 2 + 1)\n"
+            "        return Source(split, split, 3)",
+            ": no training image of class 0; are labels numbered from 0",
+        ),
         ("model", "return task.size", r"/mine\.py, line 11: AttributeError: .* 'size'"),
         ("model", "return len", "build returned builtin_function_or_method, expected a network"),
         (

@@ -215,6 +215,19 @@ def test_a_class_that_only_inherits_from_a_dataclass_is_refused(gadgets: Registr
     assert "bolt" not in gadgets
 
 
+@pytest.mark.parametrize("taken", ["rate", "revision"])
+def test_a_setting_with_the_name_of_something_else_is_refused(
+    gadgets: Registry[Any], taken: str
+) -> None:
+    """Its records could not be read."""
+    nut: type[Any] = type("Nut", (), {"__annotations__": {taken: float}, taken: 0.1})
+    with pytest.raises(UsageError, match=f"gadget 'nut': a setting cannot be named '{taken}'"):
+        gadgets.register("nut")(dataclass(frozen=True)(nut))
+    with pytest.raises(UsageError, match="at most 64"):
+        gadgets.register("n" * 65)
+    assert "nut" not in gadgets
+
+
 def test_plugin_file(tmp_path: Path, gadgets: Registry[Any]) -> None:
     """Annotations that are text need the module to be found by its name."""
     file = tmp_path / "my-screw.v2.py"

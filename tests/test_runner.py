@@ -406,8 +406,22 @@ def test_samples_are_of_the_training_split(tmp_path: Path) -> None:
         (raises(NotApplicable("no convolution")), "skipped", "no convolution"),
         (raises(Diverged("loss is nan")), "diverged", "loss is nan"),
         (spoil, "diverged", "175 images have logits that are not finite"),
-        (lambda _, ctx: ctx.notes.update(x=torch.nan), "failed", "ctx.notes cannot be written"),
-        (lambda _, ctx: ctx.notes.update(x={1, 2}), "failed", "ctx.notes cannot be written"),
+        (
+            lambda _, ctx: ctx.notes.update(x=torch.nan),
+            "failed",
+            "ctx.notes['x'] cannot be written",
+        ),
+        (lambda _, ctx: ctx.notes.update(x={1, 2}), "failed", "ctx.notes['x'] cannot be written"),
+        (lambda _, ctx: ctx.notes.update(x="x" * 2**19), "failed", "ctx.notes are 524,"),
+        (lambda _, ctx: setattr(ctx, "notes", []), "failed", "ctx.notes must be a dict, got list"),
+        (
+            lambda _, ctx: ctx.timings.update(x=torch.ones(1)),
+            "failed",
+            "ctx.timings['x'] must be seconds, 0 or more, got 'tensor([1.])'",
+        ),
+        (lambda _, ctx: ctx.timings.update(x=-1.0), "failed", "ctx.timings['x'] must be seconds"),
+        (lambda _, ctx: ctx.timings.update(x=torch.inf), "failed", "ctx.timings['x'] must be sec"),
+        (raises(ValueError("x" * 10**6)), "failed", f"ValueError: {'x' * 2000}…"),
     ],
 )
 def test_a_cell_fails_alone(
@@ -424,6 +438,11 @@ def test_a_cell_fails_alone(
     assert read_record(found.paths[0]) == odd
     again = run(tmp_path / "beside", defense=("odd", "none", "prune"))
     assert again.reused == [status != "failed", True, True]
+
+
+def test_notes_that_are_given_anew_are_kept(tmp_path: Path, plant: Plant) -> None:
+    plant("odd", lambda _, ctx: setattr(ctx, "notes", {"mine": 1}))
+    assert run(tmp_path, defense=("odd",))["odd"].notes == {"mine": 1}
 
 
 def test_a_failure_tells_where(tmp_path: Path, plant: Plant) -> None:

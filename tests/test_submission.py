@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from purebench.cli import FAILED, OK, USAGE, main
+from purebench.commands import verify
 from purebench.record import Record, read_record, read_records
 from purebench.submission import FORMAT, Refused, differences, foreign_files, missing, pack, unpack
 
@@ -275,6 +276,16 @@ def test_verify_runs_the_cell_that_is_named_or_none(
     assert main(["verify", str(archive), "--cell", "x", "--no-run"]) == USAGE
     found = capsys.readouterr()
     assert (found.out, "--no-run runs nothing again" in found.err) == ("", True)
+
+
+def test_verify_runs_what_says_something_of_a_defense(archive: Path) -> None:
+    """Whatever an undefended cell comes to, nothing is known of the defenses."""
+    records = unpack(archive).records
+    told = verify._telling(records)
+    assert len(told) == 3
+    assert {records[name].cell.defense["name"] for name in told} == {"prune"}
+    bare = {name: record for name, record in records.items() if name not in told}
+    assert verify._telling(bare) == sorted(bare)
 
 
 def test_verify_flags_what_does_not_come_out(
