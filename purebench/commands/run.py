@@ -68,7 +68,7 @@ def _execute(config: RunConfig) -> int:
             progress.say(
                 f"{victim[0]}, seed {victim[1]}: undefended ACC {record.before.acc:.2%}"
                 + (f", ASR {record.before.asr:.2%}" if victim[0] != "none" else "")
-                + f"; its training took {record.cost['training_seconds']:.1f} s"
+                + f" (trained once, in {record.cost['training_seconds']:.1f} s)"
             )
         progress.say(f"  [{len(paths)}/{plan.cell_count}] {_verdict(record, reused)}")
 
