@@ -256,7 +256,7 @@ def test_safe_readers_are_allowed(line: str) -> None:
 )
 def test_a_plugin_says_what_it_does(file: Path) -> None:
     """'Name: sentence.' is what ``list`` shows."""
-    first = (ast.get_docstring(parse(file)) or "").partition("\n")[0]
+    first = " ".join((ast.get_docstring(parse(file)) or "").partition("\n\n")[0].split())
     assert re.fullmatch(r"[A-Z0-9][^:.]*: \S.*\.", first), first
 
 
