@@ -195,7 +195,8 @@ def notes(table: Table) -> list[str]:
             f"no gain over {PLAIN} on any attack ({100 * NOTICED:g} points of ASR, and more than "
             f"the spread): {', '.join(table.idle)}"
         )
-    marks = {mark(c, row) for row in table.rows[: table.top] for c in columns(table)}
+    shown = columns(table)
+    marks = {mark(column, row) for row in table.rows[: table.top] for column in shown}
     if _MOVED in marks:
         told.append(
             f"{_MOVED} on networks that the same command trained on another machine than those of "

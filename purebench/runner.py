@@ -654,16 +654,20 @@ def _unwritable(notes: Any, timings: Any) -> str:
     for name, found in (("notes", notes), ("timings", timings)):
         if not isinstance(found, dict):
             return f"ctx.{name} must be a dict, got {type(found).__name__}"
-    size = 0
-    for key, value in notes.items():
-        try:
-            size += len(canonical({key: value}))
-        except (TypeError, ValueError) as reason:
-            return f"ctx.notes[{key!r}] cannot be written as JSON: {reason}"
+    where = ""
+    try:
+        for key, value in notes.items():
+            where = f"[{key!r}]"
+            canonical({key: value})
+        where = ""
+        size = len(canonical(notes))  # its keys are sorted, which not all keys can be
+    except (TypeError, ValueError) as reason:
+        return f"ctx.notes{where} cannot be written as JSON: {reason}"
     if size > _MOST_NOTES:
         return f"ctx.notes are {size:,} bytes as JSON, at most {_MOST_NOTES:,} go into a record"
     for key, value in timings.items():
-        if type(value) not in (int, float) or not 0 <= value < math.inf or type(key) is not str:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)  # numpy's, too
+        if not number or not 0 <= value < math.inf or not isinstance(key, str):
             return f"ctx.timings[{key!r}] must be seconds, 0 or more, got {str(value)[:40]!r}"
     return ""
 

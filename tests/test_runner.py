@@ -413,6 +413,7 @@ def test_samples_are_of_the_training_split(tmp_path: Path) -> None:
         ),
         (lambda _, ctx: ctx.notes.update(x={1, 2}), "failed", "ctx.notes['x'] cannot be written"),
         (lambda _, ctx: ctx.notes.update(x="x" * 2**19), "failed", "ctx.notes are 524,"),
+        (lambda _, ctx: ctx.notes.update({1: 0, "x": 0}), "failed", "ctx.notes cannot be written"),
         (lambda _, ctx: setattr(ctx, "notes", []), "failed", "ctx.notes must be a dict, got list"),
         (
             lambda _, ctx: ctx.timings.update(x=torch.ones(1)),
@@ -441,8 +442,13 @@ def test_a_cell_fails_alone(
 
 
 def test_notes_that_are_given_anew_are_kept(tmp_path: Path, plant: Plant) -> None:
-    plant("odd", lambda _, ctx: setattr(ctx, "notes", {"mine": 1}))
-    assert run(tmp_path, defense=("odd",))["odd"].notes == {"mine": 1}
+    def act(_: Any, ctx: Any) -> None:
+        ctx.notes, ctx.timings = {"mine": 1}, {"mine": np.float64(1)}
+
+    plant("odd", act)
+    found = run(tmp_path, defense=("odd",))
+    assert found["odd"].notes == {"mine": 1}
+    assert read_record(found.paths[0]).cost["timings"] == {"mine": 1.0}
 
 
 def test_a_failure_tells_where(tmp_path: Path, plant: Plant) -> None:
